@@ -1,0 +1,91 @@
+"""The `anygpt` command: `anygpt VERB --config=configs/NAME.py [--config.key=value …]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from anygpt_jax.errors import UserError
+
+# verb -> (module with `run(config, args)` and optionally `add_arguments(parser)`, what it does)
+VERBS = {
+    "build-data": ("anygpt_jax.embedded.build", "build the embedded data set (TFDS) from media inside PyPI packages"),
+    "tokenize": ("anygpt_jax.tasks.tokenize", "run the SeqIO tasks offline (Apache Beam) into a token cache"),
+    "inspect": ("anygpt_jax.data.inspect", "show what a token cache holds, record by record"),
+    "train": ("anygpt_jax.training.main", "train what the config describes: the decoder or a modality tokenizer"),
+    "evaluate": ("anygpt_jax.evaluation.main", "score the held-out splits with the tasks' own metrics"),
+    "generate": ("anygpt_jax.generation.main", "from any modality to any other, files in and files out"),
+    "report": ("anygpt_jax.evaluation.report", "write report/index.html and report/metrics.json"),
+}
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Reads `get_config()` of a Python file and applies `--config.key=value` overrides, type-checked."""
+    if not pathlib.Path(path.partition(":")[0]).is_file():  # FILE:ARGUMENT passes ARGUMENT to get_config
+        raise UserError(f"No config at {path}; name a file such as configs/quickstart.py with --config.")
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        rest = values(["anygpt", f"--config={path}", *overrides])
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{' '.join(overrides) or path}: {str(e).splitlines()[0]}") from e
+    if len(rest) > 1:
+        raise UserError(f"Unknown argument '{rest[1]}'; see `anygpt VERB --help`.")
+    return holder.value
+
+
+def build_parser(verb_in_use: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anygpt", description="Any-to-any multimodal language models on JAX.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (module, summary) in VERBS.items():
+        sub = verbs.add_parser(
+            verb,
+            help=summary,
+            description=summary,
+            allow_abbrev=False,
+            epilog="Any value of the config can be set: --config.train.steps=100",
+        )
+        sub.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+        sub.add_argument("--workdir", metavar="DIR", help="the run's folder; default: the config's workdir")
+        sub.set_defaults(module=module)
+        # Modules are imported only for the verb in use: the trainer must not load TensorFlow.
+        if verb == verb_in_use:
+            add_arguments = getattr(importlib.import_module(module), "add_arguments", None)
+            if add_arguments:
+                add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overrides = [a for a in argv if a.startswith("--config.")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    try:
+        args = build_parser(argv[0] if argv else None).parse_args([a for a in argv if not a.startswith("--config.")])
+        config = load_config(args.config, overrides)
+        if args.workdir:
+            config.workdir = args.workdir
+        importlib.import_module(args.module).run(config, args)
+    except UserError as e:
+        print(f"anygpt: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno == 28:  # ENOSPC
+            print(f"anygpt: The disk is full ({e.filename or e}); free some room and run the same command again.", file=sys.stderr)
+            return 2
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

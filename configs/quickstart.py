@@ -1,0 +1,105 @@
+"""The main job on the embedded data set: minutes on two CPU cores, the same code path as a pod."""
+
+import ml_collections
+
+
+def get_config(size: str = "full") -> ml_collections.ConfigDict:
+    """`configs/quickstart.py` is the main job; `configs/quickstart.py:small` is its every stage in a few minutes."""
+    c = full()
+    if size == "small":
+        c.data.update(scenes=400, sentences=60, espeak_sentences=20, clips=80, dialogues=60, held_out=24)
+        c.train.update(steps=120, log_every=20, eval_every=60, eval_batches=2, save_every=60)
+        c.evaluate.update(examples=8, untrained_examples=4)
+    elif size != "full":
+        raise ValueError(f"the quickstart comes in the sizes full and small, not {size!r}")
+    return c
+
+
+def full() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.kind = "decoder"  # what `anygpt train` trains
+    c.workdir = "runs/quickstart"
+    c.seed = 0
+
+    # The embedded data set (anygpt_jax/embedded): sizes of the training split, and of each held-out one.
+    c.data = d = ml_collections.ConfigDict()
+    d.objects = 40
+    d.scenes = 6000
+    d.sentences = 900  # distinct spoken sentences; each is heard in several pitches
+    d.espeak_sentences = 300
+    d.clips = 1500  # of music
+    d.dialogues = 800
+    d.held_out = 96  # examples of each held-out split
+
+    # Registered modality tokenizers (entry points), in the order of their blocks in the vocabulary.
+    c.modalities = ("image", "speech", "music")
+
+    c.tokenize = t = ml_collections.ConfigDict()
+    t.tasks = (
+        "image_to_text", "text_to_image", "speech_to_text", "text_to_speech", "music_to_text", "text_to_music",
+        "documents", "dialogues",
+        "speech_to_image", "image_to_speech", "speech_to_music", "music_to_speech", "image_to_music", "music_to_image",
+    )  # fmt: skip
+    t.shards = 4  # of every task and split
+    t.batch_size = 32  # media a call of a codec
+    t.runner = "FnApiRunner"
+    t.runner_options = ()  # passed to Beam as they are
+
+    # Shares of the drawn records, by task.
+    c.mixture = ml_collections.ConfigDict(
+        {
+            "image_to_text": 0.2, "text_to_image": 0.25, "speech_to_text": 0.2, "text_to_speech": 0.15,
+            "music_to_text": 0.05, "text_to_music": 0.07, "documents": 0.03, "dialogues": 0.05,
+        }
+    )  # fmt: skip
+
+    c.model = m = ml_collections.ConfigDict()
+    m.d_model = 128
+    m.n_layers = 4
+    m.n_heads = 4
+    m.n_kv_heads = 4
+    m.head_dim = 32
+    m.d_ff = 384
+    m.rope_theta = 10_000.0
+    m.norm_eps = 1e-5
+    m.tied_embeddings = True
+    m.qk_norm = True
+    m.vocab_multiple = 128  # the embedding is padded to a multiple, so that it divides the mesh
+    m.param_dtype = "float32"
+    m.compute_dtype = "float32"
+    m.remat = "none"
+
+    c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+
+    c.train = t = ml_collections.ConfigDict()
+    t.batch_size = 2  # packed rows a step, over all hosts
+    t.seq_len = 512
+    t.steps = 4500
+    t.learning_rate = 3e-3
+    t.schedule = "linear"  # after the warm-up: linear or cosine to zero
+    t.warmup_steps = 100
+    t.weight_decay = 0.05
+    t.beta1 = 0.9
+    t.beta2 = 0.98
+    t.clip_norm = 1.0
+    t.z_loss = 0.0
+    t.log_every = 50
+    t.eval_every = 500
+    t.eval_batches = 8
+    t.save_every = 500
+    t.keep_checkpoints = 2
+    t.pack_rows = 256  # rows that are planned together by the packer
+
+    # Sampling, by the modality that is being written.
+    c.generate = g = ml_collections.ConfigDict()
+    g.batch_size = 32
+    g.text = ml_collections.ConfigDict({"temperature": 0.0, "top_p": 1.0, "max_tokens": 48})
+    g.image = ml_collections.ConfigDict({"temperature": 0.5, "top_p": 0.95})
+    g.speech = ml_collections.ConfigDict({"temperature": 0.5, "top_p": 0.9})
+    g.music = ml_collections.ConfigDict({"temperature": 0.9, "top_p": 0.95})
+
+    c.evaluate = e = ml_collections.ConfigDict()
+    e.split = "test"
+    e.examples = 64  # of every pair
+    e.untrained_examples = 16  # the same by a randomly initialised model
+    return c

