@@ -41,6 +41,7 @@ class Shard:
     rejects: int
     sha256: str
     lengths_sha256: str
+    recipe: str = ""  # hash of everything that decided its bytes; a shard of another recipe is never reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ def write_shard(
     stem: str,
     records: Iterable[TokenRecord],
     rejects: Iterable[tuple[str, str]] = (),
+    recipe: str = "",
 ) -> Shard:
     """Writes one shard and its side files; `stem` is TASK/SPLIT/00000-of-00004. The entry comes last.
 
@@ -134,20 +136,22 @@ def write_shard(
         rejects=len(rejected),
         sha256=sha256(data),
         lengths_sha256=sha256(lengths_path),
+        recipe=recipe,
     )
     write_atomically(base.with_name(base.name + ".json"), json.dumps(dataclasses.asdict(shard)).encode())
     return shard
 
 
-def finished_shard(cache: str | pathlib.Path, stem: str) -> Shard | None:
-    """The entry of a shard that an earlier run finished and whose bytes are still what it wrote."""
+def finished_shard(cache: str | pathlib.Path, stem: str, recipe: str = "") -> Shard | None:
+    """The entry of a shard that an earlier run finished by this recipe and whose bytes are still what it wrote."""
     entry = pathlib.Path(cache) / f"{stem}.json"
     if not entry.is_file():
         return None
     try:
         shard = Shard(**json.loads(entry.read_text()))
-        whole = sha256(pathlib.Path(cache) / shard.path) == shard.sha256
-        whole &= sha256(pathlib.Path(cache) / shard.lengths_path) == shard.lengths_sha256
+        whole = shard.recipe == recipe
+        whole = whole and sha256(pathlib.Path(cache) / shard.path) == shard.sha256
+        whole = whole and sha256(pathlib.Path(cache) / shard.lengths_path) == shard.lengths_sha256
         return shard if whole else None
     except (OSError, ValueError, TypeError):
         return None

@@ -40,8 +40,10 @@ def full() -> ml_collections.ConfigDict:
         "documents", "dialogues",
         "speech_to_image", "image_to_speech", "speech_to_music", "music_to_speech", "image_to_music", "music_to_image",
     )  # fmt: skip
-    t.shards = 4  # of every task and split
+    t.shards = 4  # of every task and split; small splits have fewer
+    t.modules = ()  # modules that register further tasks
     t.batch_size = 32  # media a call of a codec
+    t.max_tokens = 512  # a longer record is rejected: it would not fit into train.seq_len
     t.runner = "FnApiRunner"
     t.runner_options = ()  # passed to Beam as they are
 

@@ -1,0 +1,254 @@
+"""Documents and dialogues that interweave pictures, speech, music and text.
+
+An answer to speech, or an answer by speech, passes through text (AnyGPT's chain of modality): a spoken request
+is first written down, what will be spoken is first written. Speech, pictures and music thus never meet without
+text between them, and what the model does from one to another directly it has not been taught.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anygpt_jax.embedded import grammar, scenes, sentences, voices
+from anygpt_jax.embedded.parts import Example, generator, key, size, to_json, tune_clip
+from anygpt_jax.embedded.settings import Settings
+from anygpt_jax.embedded.splits import pair_split
+
+HUMAN, ASSISTANT, DOCUMENT = "human", "assistant", "document"
+DOCUMENT_SHARE = 1 / 3
+
+# What is said to the model in writing; one is drawn for every dialogue.
+REQUESTS: Mapping[str, tuple[str, ...]] = {
+    "draw": ("please draw this", "draw what i say", "make a picture of it", "listen and draw"),
+    "describe": (
+        "what do you see say it aloud", "describe this picture aloud", "tell me what is here", "speak about it"
+    ),
+    "play": ("please play this", "play what i ask for", "make the music that i want", "listen and play"),
+    "play_pictured": (
+        "play a tune on this instrument", "what does this sound like", "play this for me", "make music with it"
+    ),
+    "draw_heard": (
+        "draw the instrument that you hear", "what plays here draw it", "show me the instrument",
+        "paint what is playing",
+    ),
+    "describe_tune": ("what do you hear say it aloud", "describe this tune aloud", "tell me about the music"),
+    "draw_written": ("please draw {}", "i would like {}", "make a picture of {}", "show me {}"),
+    "colour": ("what color is the background", "which color is behind it", "tell me the color"),
+    "size": ("how big is it", "what size is it", "is it small or large"),
+    "object": ("what is it", "what do you see in the picture", "what did you draw"),
+    "write": ("write down what i say", "please write this", "what am i saying"),
+    "repeat": ("now say it yourself", "please say it again", "say the same"),
+}  # fmt: skip
+ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "colour": ("it is {}", "the background is {}"),
+    "size": ("it is {}",),
+    "object": ("it is a picture of {}", "it shows {}"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """One utterance of the speech part."""
+
+    text: str
+    voice: str
+    kind: str
+    mentioned: Mapping[str, str]
+    sound: bytes  # FLAC
+
+    @classmethod
+    def from_example(cls, attributes: Mapping[str, str], sound: bytes) -> Spoken:
+        mentioned = {k: v for k, v in attributes.items() if k not in ("text", "voice", "kind")}
+        return cls(attributes["text"], attributes["voice"], attributes["kind"], mentioned, sound)
+
+
+Segment = tuple[str, str, str | bytes]  # modality, role, content
+Story = tuple[list[Segment], dict[str, Any]]  # and the attributes of what is answered
+
+
+class Narrator:
+    """Draws the material of one split and puts it together. All media in it belong to that split."""
+
+    def __init__(self, rng: np.random.Generator, split: str, names: Sequence[str], utterances: Sequence[Spoken]):
+        self.rng = rng
+        self.split = split
+        self.names = names
+        self.utterances = {kind: [u for u in utterances if u.kind == kind] for kind in ("image", "music", "everyday")}
+        self.imitated = set(voices.names("tts"))
+
+    def choose(self, options: Sequence[Any]) -> Any:
+        return options[int(self.rng.integers(len(options)))]
+
+    def request(self, name: str, value: str = "") -> Segment:
+        return "text", HUMAN, self.choose(REQUESTS[name]).format(value)
+
+    def answer(self, name: str, value: str) -> Segment:
+        return "text", ASSISTANT, self.choose(ANSWERS[name]).format(value)
+
+    def scene(self, **fixed: str) -> tuple[dict[str, str], bytes]:
+        """Attributes and PNG. A pair that a sentence of this split names may be a training pair."""
+        split = self.split
+        if "object" in fixed and "colour" in fixed:
+            split = pair_split(fixed["object"], fixed["colour"])
+        attributes = scenes.sample(self.rng, split, self.names, **fixed)
+        return attributes, scenes.encode_png(scenes.render(attributes))
+
+    def caption(self, attributes: Mapping[str, str]) -> str:
+        write = sentences.caption_scene if "object" in attributes else sentences.caption_music
+        return write(attributes, self.rng, self.split)
+
+    def noun_phrase(self, attributes: Mapping[str, str]) -> str:
+        """A caption that can follow "please draw"."""
+        return sentences.caption_scene(attributes, self.rng, self.split, grammar.IMAGE_NOUN_PHRASES)
+
+    def spoken(self, kind: str, imitated: bool = False) -> Spoken:
+        """An utterance of this kind; an `imitated` one is by a voice that the model learns to speak with."""
+        pool = [u for u in self.utterances[kind] if u.voice in self.imitated] if imitated else self.utterances[kind]
+        return self.choose(pool)
+
+    def pictured(self, imitated: bool = False) -> tuple[Spoken, dict[str, str], bytes]:
+        """An utterance with a picture of what it mentions."""
+        while True:
+            spoken = self.spoken("image", imitated)
+            try:
+                return spoken, *self.scene(**spoken.mentioned)
+            except ValueError:  # this split has no pair with what is mentioned
+                continue
+
+    def tune(self, **fixed: str) -> tuple[bytes, dict[str, Any]]:
+        return tune_clip(self.rng, self.split, **fixed)
+
+    def instrument(self, name: str | None = None) -> tuple[dict[str, str], bytes]:
+        """A picture of an instrument."""
+        while True:
+            try:
+                return self.scene(object=name or self.choose(list(scenes.INSTRUMENTS)))
+            except ValueError:
+                if name is not None:
+                    raise
+
+
+def draw_spoken(n: Narrator) -> Story:
+    spoken, attributes, png = n.pictured()
+    asked = [n.request("draw")] if n.rng.random() < 0.5 else []
+    turn = [*asked, ("speech", HUMAN, spoken.sound)]
+    return [*turn, ("text", ASSISTANT, spoken.text), ("image", ASSISTANT, png)], attributes
+
+
+def describe_aloud(n: Narrator) -> Story:
+    spoken, attributes, png = n.pictured(imitated=True)
+    answer: list[Segment] = [("text", ASSISTANT, spoken.text), ("speech", ASSISTANT, spoken.sound)]
+    return [n.request("describe"), ("image", HUMAN, png), *answer], {**attributes, "text": spoken.text}
+
+
+def play_spoken(n: Narrator) -> Story:
+    spoken = n.spoken("music")
+    sound, attributes = n.tune(**spoken.mentioned)
+    asked = [n.request("play")] if n.rng.random() < 0.5 else []
+    turn = [*asked, ("speech", HUMAN, spoken.sound)]
+    return [*turn, ("text", ASSISTANT, spoken.text), ("music", ASSISTANT, sound)], attributes
+
+
+def play_pictured(n: Narrator) -> Story:
+    pictured, png = n.instrument()
+    sound, attributes = n.tune(instrument=pictured["object"])
+    answer: list[Segment] = [("text", ASSISTANT, n.caption(attributes)), ("music", ASSISTANT, sound)]
+    return [n.request("play_pictured"), ("image", HUMAN, png), *answer], attributes
+
+
+def draw_heard(n: Narrator) -> Story:
+    attributes, png = n.instrument()
+    sound, _ = n.tune(instrument=attributes["object"])
+    answer: list[Segment] = [("text", ASSISTANT, n.caption(attributes)), ("image", ASSISTANT, png)]
+    return [n.request("draw_heard"), ("music", HUMAN, sound), *answer], attributes
+
+
+def describe_tune(n: Narrator) -> Story:
+    spoken = n.spoken("music", imitated=True)
+    sound, attributes = n.tune(**spoken.mentioned)
+    answer: list[Segment] = [("text", ASSISTANT, spoken.text), ("speech", ASSISTANT, spoken.sound)]
+    return [n.request("describe_tune"), ("music", HUMAN, sound), *answer], {**attributes, "text": spoken.text}
+
+
+def several_turns(n: Narrator) -> Story:
+    attributes, png = n.scene()
+    turns = [n.request("draw_written", n.noun_phrase(attributes)), ("image", ASSISTANT, png)]
+    for name in n.rng.permutation(list(ANSWERS))[:2]:
+        value = attributes[name] if name != "object" else grammar.article(attributes["object"])
+        turns += [n.request(name), n.answer(name, value)]
+    return turns, attributes
+
+
+def write_and_repeat(n: Narrator) -> Story:
+    spoken = n.spoken("everyday", imitated=True)
+    turns = [n.request("write"), ("speech", HUMAN, spoken.sound), ("text", ASSISTANT, spoken.text)]
+    return [*turns, n.request("repeat"), ("speech", ASSISTANT, spoken.sound)], {"text": spoken.text}
+
+
+def picture_book(n: Narrator) -> Story:
+    """A picture, what is said about it, and another picture."""
+    spoken, attributes, png = n.pictured(imitated=True)
+    second, second_png = n.scene()
+    return [
+        ("text", DOCUMENT, n.caption(attributes)),
+        ("image", DOCUMENT, png),
+        ("text", DOCUMENT, spoken.text),
+        ("speech", DOCUMENT, spoken.sound),
+        ("text", DOCUMENT, n.caption(second)),
+        ("image", DOCUMENT, second_png),
+    ], attributes
+
+
+def song_book(n: Narrator) -> Story:
+    """A tune and the instrument that plays it."""
+    pictured, png = n.instrument()
+    sound, attributes = n.tune(instrument=pictured["object"])
+    return [
+        ("text", DOCUMENT, n.caption(attributes)),
+        ("music", DOCUMENT, sound),
+        ("text", DOCUMENT, n.caption(pictured)),
+        ("image", DOCUMENT, png),
+    ], attributes
+
+
+def concert(n: Narrator) -> Story:
+    """Someone says what is about to be played."""
+    spoken = n.spoken("music", imitated=True)
+    sound, attributes = n.tune(**spoken.mentioned)
+    return [
+        ("text", DOCUMENT, spoken.text),
+        ("speech", DOCUMENT, spoken.sound),
+        ("text", DOCUMENT, n.caption(attributes)),
+        ("music", DOCUMENT, sound),
+    ], attributes
+
+
+DIALOGUES: tuple[Callable[[Narrator], Story], ...] = (
+    draw_spoken, describe_aloud, play_spoken, play_pictured, draw_heard, describe_tune, several_turns,
+    write_and_repeat,
+)  # fmt: skip
+DOCUMENTS: tuple[Callable[[Narrator], Story], ...] = (picture_book, song_book, concert)
+
+
+def interleaved(settings: Settings, split: str, utterances: Sequence[Spoken]) -> Iterator[Example]:
+    """Examples of a split; `utterances` are the same split of the speech part."""
+    narrator = Narrator(generator(settings, "interleaved", split), split, scenes.objects(settings.objects), utterances)
+    for i in range(size(settings, "interleaved", split)):
+        is_document = narrator.rng.random() < DOCUMENT_SHARE
+        # The forms take turns, so that each of them occurs in the smallest split.
+        forms = DOCUMENTS if is_document else DIALOGUES
+        form = forms[i % len(forms)]
+        segments, attributes = form(narrator)
+        modality, role, content = zip(*segments, strict=True)
+        yield {
+            "key": key("interleaved", split, i),
+            "kind": "document" if is_document else "dialogue",
+            "modality": list(modality),
+            "role": list(role),
+            "content": [c.encode() if isinstance(c, str) else c for c in content],
+            "attributes": to_json({**attributes, "form": form.__name__}),
+        }

@@ -1,0 +1,168 @@
+"""Sentences drawn from the grammar, with the attributes that they mention and the split that they belong to."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from anygpt_jax.embedded import grammar, scenes
+from anygpt_jax.embedded.splits import TRAIN, pair_split, split_of
+from anygpt_jax.errors import UserError
+
+SLOT = re.compile(r"\{(\w+)\}")
+TRIES = 1000  # fresh draws without a new sentence before the grammar counts as exhausted
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """Lower-case words without punctuation. `attributes` are the ones mentioned: of an image or of music."""
+
+    text: str
+    kind: str  # a key of grammar.SPOKEN
+    attributes: tuple[tuple[str, str], ...]
+
+    @property
+    def mentioned(self) -> dict[str, str]:
+        return dict(self.attributes)
+
+    @property
+    def split(self) -> str:
+        return sentence_split(self.text, self.mentioned)
+
+
+def sentence_split(text: str, mentioned: Mapping[str, str]) -> str:
+    """Split of a text: that of the object-colour pair if it mentions a held-out one, else by its own hash."""
+    if "object" in mentioned and "colour" in mentioned:
+        split = pair_split(mentioned["object"], mentioned["colour"])
+        if split != TRAIN:
+            return split
+    return split_of("sentence", text)
+
+
+def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def fill(template: str, attributes: Mapping[str, str], rng: np.random.Generator) -> str:
+    """The template's text for these attributes, in a random wording."""
+
+    def phrase(match: re.Match[str]) -> str:
+        phrases = grammar.slot_phrases(match[1])
+        attribute = grammar.slot_attribute(match[1])
+        value = attributes[attribute] if attribute else _choose(rng, list(phrases))
+        return _choose(rng, phrases[value])
+
+    return SLOT.sub(phrase, template)
+
+
+def mentions(template: str) -> tuple[str, ...]:
+    """The attributes that a template mentions."""
+    return tuple(a for a in map(grammar.slot_attribute, SLOT.findall(template)) if a)
+
+
+def _caption(templates: Sequence[str], attributes: Mapping[str, str], rng: np.random.Generator, split: str) -> str:
+    # A training caption may not happen to be a held-out sentence either.
+    for _ in range(TRIES):
+        text = fill(_choose(rng, templates), attributes, rng)
+        if split != TRAIN or split_of("sentence", text) == TRAIN:
+            return text
+    raise UserError(f"No training caption is left for {dict(attributes)}; give the grammar more templates.")
+
+
+def caption_scene(
+    attributes: Mapping[str, str],
+    rng: np.random.Generator,
+    split: str = TRAIN,
+    templates: Sequence[str] = grammar.IMAGE_CAPTIONS,
+) -> str:
+    """A written caption with all four attributes of a scene."""
+    return _caption(templates, attributes, rng, split)
+
+
+def caption_music(attributes: Mapping[str, str], rng: np.random.Generator, split: str = TRAIN) -> str:
+    """A written caption with instrument, tempo, dance and key."""
+    return _caption(grammar.MUSIC_CAPTIONS, attributes, rng, split)
+
+
+def spoken_about(
+    attributes: Mapping[str, str], kind: str, rng: np.random.Generator, templates: Sequence[str] | None = None
+) -> Sentence:
+    """A sentence to be spoken about a scene ("image") or a tune ("music"); it mentions some attributes."""
+    template = _choose(rng, templates or grammar.SPOKEN[kind])
+    said = {name: attributes[name] for name in mentions(template)}
+    return Sentence(fill(template, attributes, rng), kind, tuple(sorted(said.items())))
+
+
+def _draw(kind: str, rng: np.random.Generator, objects: Sequence[str]) -> Sentence:
+    attributes = {name: _choose(rng, list(phrases)) for name, phrases in grammar.MUSIC_SLOTS.values()}
+    attributes |= {name: _choose(rng, list(phrases)) for name, phrases in grammar.IMAGE_SLOTS.values()}
+    attributes["object"] = _choose(rng, objects)
+    return spoken_about(attributes, kind, rng)
+
+
+def sample(split: str, count: int, rng: np.random.Generator, objects: Sequence[str] = scenes.OBJECTS) -> list[Sentence]:
+    """`count` distinct sentences of a split, of every kind in `grammar.SPOKEN_SHARES`, in random order.
+
+    Raises UserError if the grammar has not that many.
+    """
+    counts = {kind: int(count * share) for kind, share in grammar.SPOKEN_SHARES.items()}
+    counts["image"] += count - sum(counts.values())
+    found: dict[str, Sentence] = {}
+    for kind, wanted in counts.items():
+        have, misses = 0, 0
+        while have < wanted:
+            sentence = _draw(kind, rng, objects)
+            if sentence.split == split and sentence.text not in found:
+                found[sentence.text] = sentence
+                have, misses = have + 1, 0
+            elif (misses := misses + 1) > TRIES:
+                raise UserError(
+                    f"The grammar has only {have} different spoken '{kind}' sentences in the {split} split, "
+                    f"not {wanted}; ask for fewer sentences or add templates to anygpt_jax/embedded/grammar.py."
+                )
+    order = list(found.values())
+    return [order[i] for i in rng.permutation(len(order))]
+
+
+def _words(templates: Iterable[str]) -> set[str]:
+    words: set[str] = set()
+    for template in templates:
+        words.update(SLOT.sub(" ", template).split())
+        for slot in SLOT.findall(template):
+            for phrases in grammar.slot_phrases(slot).values():
+                words.update(" ".join(phrases).split())
+    return words
+
+
+def spoken_words() -> list[str]:
+    """Every word that can be spoken, sorted."""
+    return sorted(_words(t for templates in grammar.SPOKEN.values() for t in templates))
+
+
+def written_words() -> list[str]:
+    """Every word of the captions, sorted."""
+    return sorted(_words((*grammar.IMAGE_CAPTIONS, *grammar.MUSIC_CAPTIONS)))
+
+
+@functools.cache
+def to_jsgf(name: str = "world") -> str:
+    """A JSGF grammar of every sentence that can be spoken, and of nothing else.
+
+    Recurring slots are shared rules, so that it stays small: it grows with the words, not the sentences.
+    """
+    rules: dict[str, str] = {}
+    for kind, templates in grammar.SPOKEN.items():
+        rules[kind] = " | ".join(SLOT.sub(lambda m: f"<{m[1]}>", template) for template in templates)
+        for slot in (s for template in templates for s in SLOT.findall(template)):
+            rules[slot] = " | ".join(p for phrases in grammar.slot_phrases(slot).values() for p in phrases)
+    lines = ["#JSGF V1.0;", f"grammar {name};", f"public <sentence> = {' | '.join(f'<{k}>' for k in grammar.SPOKEN)};"]
+    return "\n".join([*lines, *(f"<{rule}> = {right};" for rule, right in rules.items())]) + "\n"
+
+
+def word_counts(sentences: Iterable[Sentence]) -> collections.Counter[str]:
+    return collections.Counter(word for s in sentences for word in s.text.split())

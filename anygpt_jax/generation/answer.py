@@ -1,0 +1,53 @@
+"""What was generated: the ids, and the segments they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.templates import TEXT
+from anygpt_jax.vocabulary import Vocabulary
+
+
+class Segment(NamedTuple):
+    """A stretch of one modality in an answer: text as a string, anything else as codes int32[N]."""
+
+    modality: str
+    content: str | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """`ids` int32[N] are what the model wrote, from the first begin marker (or text) to `<eos>`."""
+
+    segments: tuple[Segment, ...]
+    ids: np.ndarray
+    seed: int
+
+    def first(self, modality: str) -> str | np.ndarray | None:
+        """The content of the first segment of a modality, or None."""
+        return next((s.content for s in self.segments if s.modality == modality), None)
+
+
+def split_answer(ids: np.ndarray, vocabulary: Vocabulary, text: TextTokenizer) -> tuple[Segment, ...]:
+    """The segments of an answer's ids int32[N]; ValueError if a code stands outside its markers."""
+    segments: list[Segment] = []
+    begins = {block.begin: block for block in vocabulary.blocks}
+    eos = vocabulary.marker("<eos>")
+    i, words = 0, 0
+    while i < len(ids):
+        block = begins.get(int(ids[i]))
+        if block is None and ids[i] != eos:
+            i += 1
+            continue
+        if i > words:
+            segments.append(Segment(TEXT, text.decode(ids[words:i])))
+        if block is None:
+            return tuple(segments)
+        stop = i + 1 + int(np.argmax(ids[i + 1 :] == block.end))
+        segments.append(Segment(block.modality, vocabulary.decode_codes(block.modality, ids[i + 1 : stop])))
+        i = words = stop + 1
+    raise ValueError("an answer must end with <eos>")

@@ -1,0 +1,250 @@
+"""`anygpt generate`: from any modality to any other, files in and files out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from anygpt_jax.cache import write_atomically
+from anygpt_jax.errors import UserError
+from anygpt_jax.generation import media
+from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation.automaton import ANY
+from anygpt_jax.generation.engine import Settings, generate_many
+from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.sampling import Sampling
+from anygpt_jax.tasks.instructions import pair_segments
+from anygpt_jax.templates import TEXT, Segment
+
+SHORTCUTS = ("image", "speech", "music")  # --image FILE is --input image=FILE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    asks = parser.add_argument_group("what to ask")
+    asks.add_argument("--prompt", metavar="TEXT", help="what is written to the model; beside a file, the instruction")
+    for modality in SHORTCUTS:
+        asks.add_argument(f"--{modality}", metavar="FILE", help=f"{modality} to give to the model")
+    asks.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE",
+        help="the same for any modality; may be repeated",
+    )
+    asks.add_argument(
+        "--raw-prompt", action="store_true", help="add no instruction: the model sees the prompt as it is"
+    )
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument(
+        "--to", default=TEXT, metavar="MODALITY", help="text (default), image, speech, music, …, or any"
+    )
+    chain = answer.add_mutually_exclusive_group()
+    chain.add_argument("--via", choices=[TEXT], help="write text first, then the target; default between two media")
+    chain.add_argument("--direct", action="store_true", help="write the target at once, also between two media")
+    answer.add_argument("--n", type=int, default=1, help="how many answers, with consecutive seeds (default 1)")
+    answer.add_argument("--seed", type=int, help="the same seed gives the same answer (default: the config's)")
+    answer.add_argument("--temperature", type=float, help="of every modality; 0 is greedy (default: the config's)")
+    answer.add_argument(
+        "--out", metavar="FILE", help="where to save it (default: MODALITY.png or .wav; text is printed)"
+    )
+    answer.add_argument("--json", metavar="FILE", help="write what was generated: segments, ids, seeds, seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked command line."""
+
+    prompt: str | None
+    files: tuple[tuple[str, pathlib.Path], ...]  # (modality, path)
+    raw: bool
+    plan: tuple[str, ...] | str
+    seeds: tuple[int, ...]
+    out: pathlib.Path | None
+    json: pathlib.Path | None
+
+    @property
+    def target(self) -> str:
+        """The modality that is asked for; ANY in free conversation."""
+        return self.plan if isinstance(self.plan, str) else self.plan[-1]
+
+
+def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Request:
+    """Everything that can be refused before the model is loaded is refused here, by UserError."""
+    known = (TEXT, *config.modalities)
+    if args.to not in (*known, ANY):
+        raise UserError(f"Unknown modality '--to {args.to}'; choose {', '.join(known)} or {ANY}.")
+    files = _files(args, known)
+    prompt = args.prompt.strip() if args.prompt is not None else None
+    if not prompt and not files:
+        raise UserError("There is nothing to answer; give --prompt TEXT, --image, --speech or --music FILE.")
+    if args.n < 1:
+        raise UserError(f"--n must be at least 1, not {args.n}.")
+    seed = config.seed if args.seed is None else args.seed
+    if not 0 <= seed <= 2**32 - args.n:
+        raise UserError(f"--seed must lie between 0 and {2**32 - args.n}, not {seed}.")
+    if args.temperature is not None:
+        Sampling(temperature=args.temperature)  # refuses a bad one
+    out = None
+    if args.out is not None:
+        if args.to == ANY:
+            raise UserError(f"--out needs one modality to save; name it with --to instead of {ANY}.")
+        out = media.check_output(args.out, "--out", args.to)
+    return Request(
+        prompt=(args.prompt if args.raw_prompt else prompt) or None,
+        files=files,
+        raw=args.raw_prompt,
+        plan=_plan(args, files),
+        seeds=tuple(range(seed, seed + args.n)),
+        out=out,
+        json=media.check_output(args.json, "--json") if args.json is not None else None,
+    )
+
+
+def _files(args: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, pathlib.Path], ...]:
+    named = [(m, getattr(args, m), f"--{m}") for m in SHORTCUTS if getattr(args, m) is not None]
+    for text in args.input:
+        modality, equals, path = text.partition("=")
+        if not equals:
+            raise UserError(f"--input {text} must have the form MODALITY=FILE.")
+        named.append((modality, path, f"--input {modality}="))
+    for modality, _, flag in named:
+        if modality == TEXT or modality not in known:
+            given = ", ".join(m for m in known if m != TEXT)
+            raise UserError(f"{flag}: files may be of {given}; add the modality to the config's modalities.")
+    return tuple((modality, media.check_input(path, flag)) for modality, path, flag in named)
+
+
+def _plan(args: argparse.Namespace, files: Sequence[tuple[str, pathlib.Path]]) -> tuple[str, ...] | str:
+    if args.to in (TEXT, ANY):
+        if args.via:
+            raise UserError(f"--via {args.via} leads to a medium; --to {args.to} needs no detour.")
+        return ANY if args.to == ANY else (TEXT,)
+    if args.direct or not (args.via or files):
+        return (args.to,)
+    return (TEXT, args.to)
+
+
+def human_turn(request: Request, codes: Sequence[np.ndarray]) -> list[Segment]:
+    """What the model reads: the tasks' own instruction, unless the person gave one, then the media in order.
+
+    A prompt alone is the source of `text to TARGET`. A prompt beside files is itself the instruction.
+    """
+    given = [Segment(modality, c, "human") for (modality, _), c in zip(request.files, codes, strict=True)]
+    asked = [Segment(TEXT, request.prompt, "human")] if request.prompt else []
+    target = TEXT if request.plan == ANY else request.target
+    if request.raw or (asked and (given or target == TEXT)):
+        return [*asked, *given]
+    if request.prompt:
+        return pair_segments(TEXT, target, request.prompt)
+    try:
+        return [*pair_segments(given[0].modality, target, codes[0]), *given[1:]]
+    except UserError as e:
+        raise UserError(f"{e} Say what to do with --prompt.") from e
+
+
+def settings_of(config: ml_collections.ConfigDict, temperature: float | None) -> Settings:
+    """The config's sampling settings, with one temperature for all if it is given."""
+    settings = Settings.from_config(config.generate)
+    if temperature is None:
+        return settings
+    sampling = {
+        modality: dataclasses.replace(settings.sampling.get(modality, Sampling()), temperature=temperature)
+        for modality in (TEXT, *config.modalities)
+    }
+    return dataclasses.replace(settings, sampling=sampling)
+
+
+def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    request = parse(config, args)
+    started = time.perf_counter()
+    pipeline = Pipeline.load(config, settings_of(config, args.temperature))
+    loaded = time.perf_counter()
+    codes = [
+        pipeline.tokenizers[modality].encode([media.read_media(path, pipeline.tokenizers[modality])])[0]
+        for modality, path in request.files
+    ]
+    prompt = pipeline.prompt(human_turn(request, codes))
+    if len(prompt) > config.train.seq_len:
+        limit = config.train.seq_len
+        raise UserError(
+            f"The prompt has {len(prompt)} tokens and the model was trained on at most {limit}; shorten it."
+        )
+    encoded = time.perf_counter()
+    answers = generate_many(
+        pipeline.generator,
+        [prompt] * len(request.seeds),
+        request.plan,
+        request.seeds,
+        pipeline.generator.settings.batch_size,
+        description="generate" if sys.stderr.isatty() else None,
+    )
+    generated = time.perf_counter()
+    saved = [deliver(pipeline, request, answer, i) for i, answer in enumerate(answers)]
+    finished = time.perf_counter()
+    if request.json:
+        seconds = {
+            "load": loaded - started,
+            "encode": encoded - loaded,
+            "generate": generated - encoded,
+            "decode": finished - generated,
+        }
+        write_atomically(request.json, _report(pipeline, request, prompt, answers, saved, seconds))
+
+
+def deliver(pipeline: Pipeline, request: Request, answer: Answer, index: int) -> list[dict[str, Any]]:
+    """Prints the answer's text, saves its media, and describes each segment for --json."""
+    described: list[dict[str, Any]] = []
+    taken: dict[str, int] = {}
+    for modality, content in answer.segments:
+        if modality == TEXT:
+            print(content)
+            entry: dict[str, Any] = {"modality": TEXT, "text": content}
+            if request.target == TEXT and request.out:
+                path = media.numbered(request.out, index, len(request.seeds))
+                write_atomically(path, f"{content}\n".encode())
+                entry["file"] = str(path)
+        else:
+            path = media.numbered(request.out or media.default_output(modality), index, len(request.seeds))
+            nth = taken[modality] = taken.get(modality, 0) + 1
+            path = path if nth == 1 else path.with_name(f"{path.stem}-{nth}{path.suffix}")
+            tokenizer = pipeline.tokenizers[modality]
+            media.write_media(path, tokenizer.decode([np.asarray(content)])[0], tokenizer)
+            print(f"{modality} saved to {path}", file=sys.stderr)
+            entry = {"modality": modality, "codes": np.asarray(content).tolist(), "file": str(path)}
+        described.append(entry)
+    return described
+
+
+def _report(
+    pipeline: Pipeline,
+    request: Request,
+    prompt: np.ndarray,
+    answers: Sequence[Answer],
+    saved: Sequence[list[dict[str, Any]]],
+    seconds: dict[str, float],
+) -> bytes:
+    sampling = pipeline.generator.settings.sampling
+    report = {
+        "checkpoint_step": pipeline.step,
+        "vocabulary": pipeline.generator.vocabulary.fingerprint,
+        "plan": request.plan,
+        "prompt": {"text": request.prompt, "files": [[m, str(p)] for m, p in request.files], "ids": prompt.tolist()},
+        "sampling": {modality: dataclasses.asdict(s) for modality, s in sampling.items()},
+        "answers": [
+            {"seed": answer.seed, "segments": segments, "ids": answer.ids.tolist()}
+            for answer, segments in zip(answers, saved, strict=True)
+        ],
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
+    }
+    return json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,94 @@
+"""A checkpoint and its tokenizers put together: media in, media out."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from anygpt_jax.cache import Manifest
+from anygpt_jax.errors import UserError
+from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation.engine import Generator, Settings
+from anygpt_jax.modalities import base
+from anygpt_jax.modalities.base import ModalityTokenizer
+from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.templates import TEXT, Formatter, Segment
+from anygpt_jax.training.checkpoints import LoadedModel, restore_model
+from anygpt_jax.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Everything between a person's media and the model's."""
+
+    generator: Generator
+    formatter: Formatter
+    tokenizers: Mapping[str, ModalityTokenizer]
+    step: int  # of the checkpoint
+
+    @classmethod
+    def build(cls, model: LoadedModel, tokenizers: Mapping[str, ModalityTokenizer], settings: Settings) -> Pipeline:
+        """Raises UserError if a tokenizer is not the one that the model's vocabulary was made for."""
+        text = TextTokenizer.load()
+        check_tokenizers(model.vocabulary, tokenizers, text)
+        grammars = {name: tokenizer.grammar for name, tokenizer in tokenizers.items()}
+        generator = Generator(model.decoder, model.vocabulary, grammars, settings, text)
+        return cls(generator, Formatter(model.vocabulary, text), tokenizers, model.step)
+
+    @classmethod
+    def load(cls, config: ml_collections.ConfigDict, settings: Settings | None = None) -> Pipeline:
+        """The newest checkpoint of the config's workdir, with the tokenizers that the config names."""
+        workdir = pathlib.Path(config.workdir)
+        model = restore_model(workdir / "checkpoints")
+        tokenizers = {name: base.get(name) for name in config.modalities}
+        if (workdir / "cache" / "manifest.json").is_file():
+            check_fingerprints(Manifest.load(workdir / "cache"), tokenizers)
+        return cls.build(model, tokenizers, settings or Settings.from_config(config.generate))
+
+    def prompt(self, segments: Sequence[Segment]) -> np.ndarray:
+        """int32[N]: the human's turn of these segments (media already as codes) and the opening of the answer."""
+        return self.formatter.prompt(segments)
+
+    def media(self, modality: str, answers: Sequence[Answer]) -> list[Any]:
+        """The first medium of one modality in every answer: str, or what its tokenizer decodes; None if absent."""
+        found = [answer.first(modality) for answer in answers]
+        if modality == TEXT:
+            return found
+        present = [i for i, codes in enumerate(found) if codes is not None]
+        decoded = self.tokenizers[modality].decode([np.asarray(found[i]) for i in present]) if present else []
+        media: list[Any] = [None] * len(found)
+        for i, medium in zip(present, decoded, strict=True):
+            media[i] = medium
+        return media
+
+
+def check_tokenizers(vocabulary: Vocabulary, tokenizers: Mapping[str, ModalityTokenizer], text: TextTokenizer) -> None:
+    """UserError unless text and codes mean the ids that the vocabulary gave them."""
+    if text.fingerprint != vocabulary.text_fingerprint:
+        raise UserError(
+            f"The checkpoint was trained with text tokenizer {vocabulary.text_fingerprint[:12]} and the one in use "
+            f"is {text.fingerprint[:12]}; train again or install the version it was trained with."
+        )
+    for name, tokenizer in tokenizers.items():
+        size = vocabulary.block(name).size
+        if tokenizer.codebook_size != size:
+            raise UserError(
+                f"The checkpoint knows {size} {name} codes and the {name} tokenizer has {tokenizer.codebook_size}; "
+                "use the tokenizer it was trained with, or tokenize and train again."
+            )
+
+
+def check_fingerprints(manifest: Manifest, tokenizers: Mapping[str, ModalityTokenizer]) -> None:
+    """UserError if the cache that the checkpoint learned from was written by other tokenizers."""
+    for name, tokenizer in tokenizers.items():
+        known = manifest.tokenizers.get(name)
+        if known is not None and known != tokenizer.fingerprint:
+            raise UserError(
+                f"The token cache was made with {name} tokenizer {known[:12]} and the one in use is "
+                f"{tokenizer.fingerprint[:12]}: its codes mean something else; tokenize and train again."
+            )

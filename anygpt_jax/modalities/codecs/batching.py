@@ -1,0 +1,53 @@
+"""Items of any length through jitted functions of a few static shapes.
+
+Every call has the same batch size and a length that depends on the item alone, so that an item meets the
+same compiled program whoever its batch-mates are: its result does not depend on them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+BATCH = 8
+
+
+def bucketed(
+    run: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    items: Sequence[np.ndarray],
+    lengths: Sequence[int],
+    buckets: Sequence[int],
+    unit: int,
+) -> list[np.ndarray]:
+    """Results in the order of `items`.
+
+    `items[i]` is padded with zeros along its first axis to `unit` times the smallest bucket that holds
+    `lengths[i]`. `run(batch[BATCH, bucket·unit, …], lengths[BATCH], indices[BATCH])` gets item numbers too,
+    -1 for the rows that only fill the batch.
+    """
+    places = [bisect.bisect_left(buckets, n) for n in lengths]
+    if any(place == len(buckets) for place in places):
+        raise ValueError(f"an item of {max(lengths)} steps does not fit in {buckets[-1]}")
+    results: list[np.ndarray | None] = [None] * len(items)
+    order = sorted(range(len(items)), key=lambda i: places[i])
+    for place, group in itertools.groupby(order, key=lambda i: places[i]):
+        for members in itertools.batched(group, BATCH) if hasattr(itertools, "batched") else _batched(group, BATCH):
+            shape = (BATCH, buckets[place] * unit, *items[members[0]].shape[1:])
+            batch = np.zeros(shape, items[members[0]].dtype)
+            index = np.full(BATCH, -1, np.int32)
+            index[: len(members)] = members
+            for row, i in enumerate(members):
+                batch[row, : len(items[i])] = items[i]
+            steps = np.array([lengths[i] if i >= 0 else 0 for i in index], np.int32)
+            for i, result in zip(members, np.asarray(run(batch, steps, index)), strict=False):
+                results[i] = result
+    return [r for r in results if r is not None]
+
+
+def _batched(items, size):
+    items = iter(items)
+    while chunk := tuple(itertools.islice(items, size)):
+        yield chunk

@@ -1,0 +1,89 @@
+"""`anygpt train` for a modality tokenizer: reads the built data set, trains, measures, writes the weights.
+
+    anygpt train --config=configs/tokenizer_image.py --workdir X
+
+writes X/image.safetensors and X/image.json (the recipe, its fingerprint, and quality on the held-out split).
+With `--config.output=anygpt_jax/modalities/weights` the shipped ones are replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from anygpt_jax.errors import UserError
+from anygpt_jax.modalities.codecs import data, weights
+
+log = logging.getLogger(__name__)
+MODALITIES = ("text", "image", "speech", "music")
+
+
+def run(config: ml_collections.ConfigDict, args: argparse.Namespace | None = None) -> None:
+    """Trains `config.modality` and writes it to `config.output`, or to the workdir."""
+    if config.modality not in MODALITIES:
+        raise UserError(f"config.modality is '{config.modality}'; it must be one of {', '.join(MODALITIES)}.")
+    output = pathlib.Path(config.output or config.workdir)
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.process_time()
+    card = globals()[f"_{config.modality}"](config, output)
+    card["cpu_seconds"] = round(time.process_time() - started, 1)
+    write_card(output / f"{config.modality}.json", config, card)
+    log.info("%s tokenizer: %s", config.modality, json.dumps(card["quality"]))
+    print(f"Wrote {output / config.modality}.* ({card['cpu_seconds']} CPU-seconds)")
+
+
+def recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What decides the weights: the config without its folders."""
+    return {k: v for k, v in config.to_dict().items() if k not in ("workdir", "output", "data_dir")}
+
+
+def write_card(path: pathlib.Path, config: ml_collections.ConfigDict, card: Mapping[str, Any]) -> None:
+    settings = recipe(config)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    whole = {**card, "recipe": settings, "recipe_fingerprint": digest}
+    path.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _text(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
+    from anygpt_jax.modalities.codecs import train_text
+    from anygpt_jax.modalities.text import TextTokenizer
+    from anygpt_jax.tasks.instructions import all_instructions
+
+    texts = data.texts(config.data_dir) + all_instructions() * config.instruction_copies
+    model = train_text.train(config, texts)
+    (output / "text.model").write_bytes(model)
+    tokenizer = TextTokenizer(model)
+    quality = {"pieces": tokenizer.size, "pieces_per_word": round(train_text.pieces_per_word(model, texts), 4)}
+    return {"fingerprint": tokenizer.fingerprint, "quality": quality}
+
+
+def _image(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
+    from anygpt_jax.modalities.codecs import train_image
+    from anygpt_jax.modalities.image import ImageTokenizer
+
+    images, attributes = data.scenes(config.data_dir, "train")
+    # What a scene shows and where, but not on which ground.
+    layouts = [json.dumps([a[k] for k in sorted(a) if k != "colour"]) for a in attributes]
+    codec = train_image.train(config, images, layouts)
+    path = output / "image.safetensors"
+    fingerprint = weights.save(path, weights.halve(weights.flatten(codec)), {"codec": config.codec.to_dict()})
+    tokenizer = ImageTokenizer(path)
+    quality: dict[str, Any] = {}
+    for split in ("train", *config.measure_splits):
+        held_out = list(data.scenes(config.data_dir, split)[0][: config.measure])
+        codes = tokenizer.encode(held_out)
+        quality[split] = {
+            "n": len(held_out),
+            "psnr_db": round(float(train_image.psnr(np.stack(held_out), np.stack(tokenizer.decode(codes))).mean()), 2),
+            "codes_used": len(np.unique(np.stack(codes)[:, 1:])),
+        }
+    return {"fingerprint": fingerprint, "quality": quality}

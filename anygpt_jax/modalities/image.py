@@ -1,0 +1,111 @@
+"""Pictures: 37 codes, one for the flat ground and 36 for patches of 12 px of a 72 px picture."""
+
+from __future__ import annotations
+
+import functools
+import io
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from anygpt_jax.errors import UserError
+from anygpt_jax.modalities.base import Grammar
+from anygpt_jax.modalities.codecs import weights
+from anygpt_jax.modalities.codecs.patches import PatchCodec, PatchSettings
+
+BATCH = 32
+
+
+class ImageTokenizer:
+    """uint8[H, W, 3] of any size ↔ int32[37]; decoded pictures are 72 x 72.
+
+    A picture of another size is resized to the square, as SEED's tokenizer does (its aspect is not kept).
+    """
+
+    name = "image"
+    symbol = "👀"
+
+    def __init__(self, path: pathlib.Path = weights.SHIPPED / "image.safetensors"):
+        tensors, settings = weights.read(path)
+        self.fingerprint = weights.fingerprint(tensors, settings)
+        self.settings = s = PatchSettings(**settings["codec"])
+        self._codec = weights.fill(lambda: PatchCodec(s, rngs=nnx.Rngs(0)), tensors)
+        self.codebook_size = s.grounds + s.codes
+        self.rate = float(1 + s.patches)
+        length = 1 + s.patches
+        self.grammar = Grammar(
+            cycle=((s.grounds, self.codebook_size),), min_length=length, max_length=length, prefix=((0, s.grounds),)
+        )
+
+    def load(self, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+        """PNG, JPEG, WebP, … → RGB; what is transparent becomes white. UserError if it cannot be read whole."""
+        if not data:
+            raise UserError("The image file is empty; give a PNG, JPEG or WebP file.")
+        try:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            image = image.convert("RGBA")
+        except UnidentifiedImageError as e:
+            raise UserError("This is not an image file that can be read; give a PNG, JPEG or WebP file.") from e
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            raise UserError(f"The image file is damaged or cut short ({e}); copy it again from its source.") from e
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+
+    def save(self, media: UInt8[np.ndarray, "H W 3"]) -> bytes:
+        """A PNG file."""
+        out = io.BytesIO()
+        Image.fromarray(np.asarray(media, np.uint8)).save(out, "PNG")
+        return out.getvalue()
+
+    def encode(self, media: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[np.ndarray]:
+        squares = [self._square(image) for image in media]
+        codes: list[np.ndarray] = []
+        for batch in _batches(squares):
+            codes.extend(np.asarray(self._encode(batch)))
+        return codes[: len(squares)]
+
+    def decode(self, codes: Sequence[np.ndarray]) -> list[UInt8[np.ndarray, "72 72 3"]]:
+        rows = [np.asarray(c, np.int32) for c in codes]
+        for i, row in enumerate(rows):
+            if problem := self.grammar.problem(row):
+                raise ValueError(f"image {i} cannot be decoded: {problem}")
+        images: list[np.ndarray] = []
+        for batch in _batches(rows):
+            images.extend(np.asarray(self._decode(batch)))
+        return images[: len(rows)]
+
+    def _square(self, image: np.ndarray) -> np.ndarray:
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(f"An image must be uint8[H, W, 3]; this is {image.dtype}{list(image.shape)}.")
+        size = self.settings.size
+        if image.shape[:2] == (size, size):
+            return image
+        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(lambda images: self._codec.encode(images.astype(jnp.float32) / 255))
+
+    @functools.cached_property
+    def _decode(self):
+        return jax.jit(lambda codes: jnp.round(self._codec.decode(codes) * 255).astype(jnp.uint8))
+
+
+def _batches(items: Sequence[np.ndarray]):
+    """Stacks of always `BATCH` items, the last one filled up with copies: one compiled program for all."""
+    for start in range(0, len(items), BATCH):
+        chunk = list(items[start : start + BATCH])
+        yield np.stack(chunk + chunk[-1:] * (BATCH - len(chunk)))
+
+
+def load() -> ImageTokenizer:
+    """The shipped tokenizer (entry point)."""
+    return ImageTokenizer()

@@ -1,0 +1,70 @@
+"""The decoder's shape, and the checks that refuse an impossible one before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from anygpt_jax.errors import UserError
+from anygpt_jax.vocabulary import Vocabulary
+
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A LLaMA-shaped decoder. Parameters are kept in `param_dtype`, matrices multiply in `compute_dtype`."""
+
+    vocab_size: int  # rows of the embedding: the vocabulary's size, padded so that it divides the mesh
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied_embeddings: bool = False
+    qk_norm: bool = False
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1  # layers a step of the scan: all of them is faster on a CPU, one compiles fastest
+
+    def __post_init__(self):
+        problems = self.problems()
+        if problems:
+            raise UserError("The model's config is impossible: " + "; ".join(problems) + ".")
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with the shape, each in a few words."""
+        found = []
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "unroll"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_kv_heads > 0 and self.n_heads % self.n_kv_heads:
+            found.append(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.head_dim % 2:
+            found.append(f"head_dim {self.head_dim} must be even, RoPE rotates pairs")
+        if self.remat not in REMAT_POLICIES:
+            found.append(f"remat '{self.remat}' must be one of {', '.join(REMAT_POLICIES)}")
+        for name in ("param_dtype", "compute_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                found.append(f"{name} '{getattr(self, name)}' must be float32 or bfloat16")
+        return found
+
+    @classmethod
+    def from_config(cls, model: Mapping, vocabulary: Vocabulary) -> ModelConfig:
+        """`config.model` (its `vocab_multiple` decides the padding) for one vocabulary."""
+        fields = dict(model)
+        multiple = fields.pop("vocab_multiple", 1)
+        known = {f.name for f in dataclasses.fields(cls)} - {"vocab_size"}
+        if set(fields) - known:
+            raise UserError(f"Unknown model setting '{min(set(fields) - known)}'; known ones: {', '.join(sorted(known))}.")
+        return cls(vocab_size=vocabulary.padded_size(multiple), **fields)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute_dtype)

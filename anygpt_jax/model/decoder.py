@@ -1,0 +1,167 @@
+"""The decoder: a stock LLaMA-shaped transformer (RMSNorm, RoPE, SwiGLU, grouped queries).
+
+Axes in names: B batch, L or T positions, D model, H query heads, G key heads, K head, F feed-forward,
+V vocabulary, S cache slots. Layers are stacked along a leading axis and scanned: one layer is compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from anygpt_jax.model.attention import Rotation, attention, packed_attention, rotate, rotation
+from anygpt_jax.model.config import ModelConfig
+from anygpt_jax.model.kv_cache import KVCache
+from anygpt_jax.model.sharding import constrain
+
+Carry = TypeVar("Carry")
+
+
+def weight(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
+    """A normal-initialised parameter that carries its logical axes (see `sharding.RULES`)."""
+    value = std * jax.random.truncated_normal(rngs.params(), -3, 3, shape, jnp.float32)
+    return nnx.Param(value.astype(config.param_dtype), axes=axes)
+
+
+def norm_scale(config: ModelConfig, size: int, axis: str | None) -> nnx.Param:
+    return nnx.Param(jnp.ones(size, config.param_dtype), axes=(axis,))
+
+
+def rms_norm(x: Float[Array, "... N"], scale: Float[Array, " N"], eps: float) -> Float[Array, "... N"]:
+    """x / rms(x) · scale (arXiv 1910.07467), computed in float32."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def multiply(x: Array, w: nnx.Param, dtype: jnp.dtype, contracted: int = 1) -> Array:
+    """x [B, L, *in] · w [*in, *out] → [B, L, *out], over the first `contracted` axes of w, in `dtype`.
+
+    As a plain matrix product of [B·L, in] and [in, out]: XLA on CPUs is 1.5 times slower at the gradient of
+    the same contraction with more axes.
+    """
+    lead, into, out = x.shape[:2], w.shape[:contracted], w.shape[contracted:]
+    flat = x.reshape(-1, math.prod(into)) @ w[...].astype(dtype).reshape(math.prod(into), math.prod(out))
+    return flat.reshape(*lead, *out)
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each normalised before and added back."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, H, G, K, F = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim, config.d_ff
+        into, out_of = D**-0.5, (2 * config.n_layers) ** -0.5
+        self.config = config
+        self.attention_norm = norm_scale(config, D, None)
+        self.q = weight(config, rngs, (D, H, K), ("embed", "heads", None), into)
+        self.k = weight(config, rngs, (D, G, K), ("embed", "kv_heads", None), into)
+        self.v = weight(config, rngs, (D, G, K), ("embed", "kv_heads", None), into)
+        # What writes to the residual stream starts small, so that its variance does not grow with depth.
+        self.o = weight(config, rngs, (H, K, D), ("heads", None, "embed"), (H * K) ** -0.5 * out_of)
+        if config.qk_norm:
+            self.q_norm = norm_scale(config, K, None)
+            self.k_norm = norm_scale(config, K, None)
+        self.mlp_norm = norm_scale(config, D, None)
+        self.gate = weight(config, rngs, (D, F), ("embed", "mlp"), into)
+        self.up = weight(config, rngs, (D, F), ("embed", "mlp"), into)
+        self.down = weight(config, rngs, (F, D), ("mlp", "embed"), F**-0.5 * out_of)
+
+    def queries_keys_values(self, x_BLD: Float[Array, "B L D"], by: Rotation) -> tuple[Array, Array, Array]:
+        """q [B, L, H, K], k and v [B, L, G, K], rotated by their positions."""
+        dtype, eps = self.config.dtype, self.config.norm_eps
+        y_BLD = rms_norm(x_BLD, self.attention_norm[...], eps)
+        q, k, v = (multiply(y_BLD, w, dtype) for w in (self.q, self.k, self.v))
+        if self.config.qk_norm:
+            q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+        return rotate(q, by), rotate(k, by), v
+
+    def finish(self, x_BLD: Float[Array, "B L D"], attended_BLHK: Float[Array, "B L H K"]) -> Float[Array, "B L D"]:
+        """Adds what was attended, then the feed-forward's answer."""
+        dtype = self.config.dtype
+        x_BLD = x_BLD + multiply(attended_BLHK, self.o, dtype, contracted=2)
+        y_BLD = rms_norm(x_BLD, self.mlp_norm[...], self.config.norm_eps)
+        gate_BLF = jax.nn.silu(multiply(y_BLD, self.gate, dtype))
+        up_BLF = multiply(y_BLD, self.up, dtype)
+        x_BLD = x_BLD + multiply(gate_BLF * up_BLF, self.down, dtype)
+        return constrain(x_BLD, "batch", None, None)
+
+
+class Decoder(nnx.Module):
+    """Tokens to logits of the next token, over one vocabulary for all modalities.
+
+    Logits are float32 [B, L, V] with V = `config.vocab_size`, the padded size: ids past the vocabulary's
+    own size are never targets, and sampling must not choose them.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        V, D = config.vocab_size, config.d_model
+        self.config = config
+        self.embedding = weight(config, rngs, (V, D), ("vocab", "embed"), 0.02)
+        self.blocks = nnx.vmap(lambda keys: Block(config, rngs=keys))(rngs.split(config.n_layers))
+        self.norm = norm_scale(config, D, None)
+        if not config.tied_embeddings:
+            self.head = weight(config, rngs, (D, V), ("embed", "vocab"), 0.02)
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
+    ) -> Float[Array, "B L V"]:
+        """Packed sequences: a token sees the earlier ones of its own segment. Segment 0 is padding."""
+
+        def layer(block: Block, x_BLD: Array, by: Rotation, _: Array) -> Array:
+            q, k, v = block.queries_keys_values(x_BLD, by)
+            return block.finish(x_BLD, packed_attention(q, k, v, segment_ids))
+
+        return self._logits(self._through_layers(layer, self._embed(tokens), positions))
+
+    def decode(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
+    ) -> tuple[Float[Array, "B T V"], KVCache]:
+        """One sequence a row: writes the T new keys and values at slot = position, attends slots ≤ position.
+
+        A position past the cache's length is not written. A right-padded prompt may be given whole: the
+        padding's slots are overwritten by the positions to come before anything attends them.
+        """
+        rows_B1 = jnp.arange(tokens.shape[0])[:, None]
+        mask_BTS = jnp.arange(cache.length) <= positions[:, :, None]
+
+        def layer(block: Block, carry: tuple[Array, KVCache], by: Rotation, i: Array) -> tuple[Array, KVCache]:
+            x_BTD, cache = carry
+            q, k, v = block.queries_keys_values(x_BTD, by)
+            keys = cache.keys.at[i, rows_B1, positions].set(k, mode="drop")
+            values = cache.values.at[i, rows_B1, positions].set(v, mode="drop")
+            return block.finish(x_BTD, attention(q, keys[i], values[i], mask_BTS)), KVCache(keys, values)
+
+        x_BTD, cache = self._through_layers(layer, (self._embed(tokens), cache), positions)
+        return self._logits(x_BTD), cache
+
+    def _embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return constrain(self.embedding[...].astype(self.config.dtype)[tokens], "batch", None, None)
+
+    def _through_layers(
+        self, layer: Callable[[Block, Carry, Rotation, Array], Carry], carry: Carry, positions: Int[Array, "B L"]
+    ) -> Carry:
+        """Scans `layer` over the stacked blocks, recomputing in the backward pass what the remat policy says."""
+        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        graph, stacked = nnx.split(self.blocks)
+
+        def body(carry: Carry, block_and_index: tuple) -> tuple[Carry, None]:
+            block, i = block_and_index
+            return layer(nnx.merge(graph, block), carry, by, i), None
+
+        if self.config.remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            body = jax.checkpoint(body, policy=dots if self.config.remat == "dots" else None)
+        indices = jnp.arange(self.config.n_layers)
+        return jax.lax.scan(body, carry, (stacked, indices), unroll=min(self.config.unroll, self.config.n_layers))[0]
+
+    def _logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        y_BLD = rms_norm(x_BLD, self.norm[...], self.config.norm_eps)
+        head_DV = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
+        logits = jnp.einsum("BLD,DV->BLV", y_BLD, head_DV.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", None, "vocab")

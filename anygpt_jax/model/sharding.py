@@ -1,0 +1,98 @@
+"""The whole sharding policy: one table from logical axes to the axes of the device mesh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from anygpt_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axis (or axes). What is not named here is replicated.
+RULES: dict[str, str | tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
+    """A mesh of the first data × fsdp × tensor devices. UserError if there are too few."""
+    unknown = set(axes) - set(MESH_AXES)
+    if unknown:
+        raise UserError(f"Unknown mesh axis '{min(unknown)}'; the mesh has {', '.join(MESH_AXES)}.")
+    shape = tuple(int(axes.get(axis, 1)) for axis in MESH_AXES)
+    wanted, devices = math.prod(shape), jax.devices()
+    if min(shape) < 1 or wanted > len(devices):
+        raise UserError(
+            f"The mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {wanted} devices and there are {len(devices)}; "
+            "change config.mesh."
+        )
+    return Mesh(np.array(devices[:wanted]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def spec(axes: tuple[str | None, ...], ndim: int | None = None) -> P:
+    """The partition of an array with these logical axes; leading axes without a name (stacked layers) stay whole."""
+    unnamed = 0 if ndim is None else ndim - len(axes)
+    return P(*[None] * unnamed, *[RULES.get(axis) if axis else None for axis in axes])
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Fixes an activation's layout under the active mesh (`jax.set_mesh`); without one it does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """The sharding of every nnx.Param of a (possibly abstract) nnx.State, as a pure nested dict.
+
+    Every Param names its logical axes in its metadata `axes`. UserError if an axis does not divide.
+    """
+    problems: list[str] = []
+
+    def one(path: tuple, variable: Any) -> NamedSharding:
+        partition = spec(variable.get_metadata("axes"), len(variable.shape))
+        for size, axis in zip(variable.shape, partition, strict=False):
+            if axis and size % mesh.shape[axis]:
+                problems.append(f"{'.'.join(map(str, path))} has an axis of {size}, not divisible by {axis}={mesh.shape[axis]}")
+        return NamedSharding(mesh, partition)
+
+    def walk(path: tuple, node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: walk((*path, key), child) for key, child in node.items()}
+        return one(path, node)
+
+    shardings = walk((), params)
+    if problems:
+        raise UserError("The model does not divide over config.mesh: " + "; ".join(problems) + ".")
+    return shardings
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays [B, L]: rows over the data axes."""
+    return NamedSharding(mesh, spec(("batch", None)))
+
+
+def like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree that holds copies of the parameters (an optimizer's state): a leaf whose path ends
+    in a parameter's path lies where that parameter lies, everything else is replicated."""
+    by_path = {path: sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)}
+    longest = max(map(len, by_path))
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        found = (by_path.get(path[-n:]) for n in range(longest, 0, -1))
+        sharding = next((s for s in found if s is not None and len(s.spec) <= len(leaf.shape)), None)
+        return sharding or NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(one, tree)

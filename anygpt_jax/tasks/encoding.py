@@ -1,0 +1,172 @@
+"""Examples → TokenRecords: decode the media, encode them in batches, interleave. No TensorFlow, no Beam."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anygpt_jax.errors import UserError
+from anygpt_jax.modalities.base import ModalityTokenizer
+from anygpt_jax.records import TokenRecord
+from anygpt_jax.templates import TEXT, Formatter, Segment
+
+CHUNK = 8  # batches of examples that are looked at together, so that media of like length share a batch
+REMEMBERED = 50_000  # media whose codes a process keeps: both directions of a pair encode them once
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One example as the tasks give it; `content[i]` is UTF-8 text or encoded media."""
+
+    key: str
+    modality: tuple[str, ...]
+    content: tuple[bytes, ...]
+    role: tuple[str, ...]
+    loss: tuple[bool, ...]
+
+    @classmethod
+    def from_numpy(cls, fields: Mapping[str, Any]) -> Example:
+        return cls(
+            fields["key"].decode(),
+            tuple(m.decode() for m in fields["modality"]),
+            tuple(bytes(c) for c in fields["content"]),
+            tuple(r.decode() for r in fields["role"]),
+            tuple(bool(x) for x in fields["loss"]),
+        )
+
+
+class Reject(Exception):
+    """Why one input is not tokenized. It costs only itself."""
+
+
+def reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return text if isinstance(error, UserError | Reject) else f"{type(error).__name__}: {text}"
+
+
+class Encoder:
+    """Encodes examples with the tokenizers of one vocabulary. Codes do not depend on batches or order."""
+
+    def __init__(
+        self,
+        tokenizers: Mapping[str, ModalityTokenizer],
+        formatter: Formatter,
+        *,
+        batch_size: int,
+        max_tokens: int,
+    ):
+        self._tokenizers = tokenizers
+        self._formatter = formatter
+        self._batch_size = batch_size
+        self._max_tokens = max_tokens
+        # (modality, SHA-256 of the encoded media) -> codes, or why there are none
+        self._codes: collections.OrderedDict[tuple[str, bytes], np.ndarray | Reject] = collections.OrderedDict()
+
+    def records(
+        self, examples: Iterable[Example], source: str, rejects: list[tuple[str, str]]
+    ) -> Iterator[TokenRecord]:
+        """A record for every good example, in order; the key and reason of every bad one go to `rejects`."""
+        for chunk in _chunks(examples, CHUNK * self._batch_size):
+            self._encode_media(chunk)
+            for example in chunk:
+                try:
+                    yield self._record(example, source)
+                except Exception as e:  # any failure of one input is that input's own
+                    rejects.append((example.key, reason(e)))
+            while len(self._codes) > REMEMBERED:
+                self._codes.popitem(last=False)
+
+    def _record(self, example: Example, source: str) -> TokenRecord:
+        segments = [
+            Segment(modality, self._content(modality, content), role, loss)
+            for modality, content, role, loss in zip(
+                example.modality, example.content, example.role, example.loss, strict=True
+            )
+        ]
+        record = self._formatter.record(example.key, source, segments)
+        if len(record.tokens) > self._max_tokens:
+            raise Reject(f"it has {len(record.tokens)} tokens, more than tokenize.max_tokens={self._max_tokens}")
+        return record
+
+    def _content(self, modality: str, content: bytes) -> str | np.ndarray:
+        if modality == TEXT:
+            text = content.decode("utf-8")
+            if not text.strip():
+                raise Reject("a text is empty")
+            return text
+        if modality not in self._tokenizers:
+            raise Reject(f"unknown modality '{modality}'")
+        codes = self._codes[_address(modality, content)]
+        if isinstance(codes, Reject):
+            raise codes
+        return codes
+
+    def _encode_media(self, examples: Sequence[Example]) -> None:
+        """Fills the codes of every medium that is not known yet."""
+        wanted: dict[str, dict[tuple[str, bytes], bytes]] = collections.defaultdict(dict)
+        for example in examples:
+            for modality, content in zip(example.modality, example.content, strict=True):
+                if modality in self._tokenizers:
+                    address = _address(modality, content)
+                    if address in self._codes:
+                        self._codes.move_to_end(address)
+                    else:
+                        wanted[modality][address] = content
+        for modality, media in wanted.items():
+            self._codes.update(self._encode(self._tokenizers[modality], media))
+
+    def _encode(
+        self, tokenizer: ModalityTokenizer, media: Mapping[tuple[str, bytes], bytes]
+    ) -> dict[tuple[str, bytes], np.ndarray | Reject]:
+        codes: dict[tuple[str, bytes], np.ndarray | Reject] = {}
+        loaded: list[tuple[tuple[str, bytes], Any]] = []
+        for address, content in media.items():
+            try:
+                loaded.append((address, tokenizer.load(content)))
+            except Exception as e:
+                codes[address] = Reject(reason(e))
+        loaded.sort(key=lambda item: _size(item[1]))
+        for batch in _chunks(loaded, self._batch_size):
+            try:
+                encoded: Sequence[np.ndarray | Reject] = tokenizer.encode([medium for _, medium in batch])
+            except Exception:  # find the culprit: its neighbours are encoded one by one
+                encoded = [_encode_alone(tokenizer, medium) for _, medium in batch]
+            for (address, _), sequence in zip(batch, encoded, strict=True):
+                codes[address] = _checked(tokenizer, sequence)
+        return codes
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _address(modality: str, content: bytes) -> tuple[str, bytes]:
+    return modality, hashlib.sha256(content).digest()
+
+
+def _size(medium: Any) -> int:
+    """Samples or pixels: media of like size make batches with little padding."""
+    return int(np.size(getattr(medium, "samples", medium)))
+
+
+def _encode_alone(tokenizer: ModalityTokenizer, medium: Any) -> np.ndarray | Reject:
+    try:
+        return tokenizer.encode([medium])[0]
+    except Exception as e:
+        return Reject(reason(e))
+
+
+def _checked(tokenizer: ModalityTokenizer, codes: np.ndarray | Reject) -> np.ndarray | Reject:
+    """What the grammar calls undecodable would train the model to write it."""
+    if isinstance(codes, Reject):
+        return codes
+    problem = tokenizer.grammar.problem(codes)
+    return Reject(f"{tokenizer.name}: {problem}") if problem else codes

@@ -1,0 +1,206 @@
+"""What people ask for: many short instructions a direction, and the human turn that carries them.
+
+Every word is lower case and simple. One verb belongs to one target (describe and write, draw and paint,
+say and speak, play) and one noun to one source (picture, voice, tune), so that a pair that was never
+trained is asked for in words that were. Short, because every token of an instruction is paid in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from anygpt_jax.errors import UserError
+from anygpt_jax.templates import TEXT, Segment
+
+# (source, target) -> instructions. The first one is the fixed choice of evaluation and of `anygpt generate`.
+INSTRUCTIONS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("image", "text"): (
+        "describe the picture",
+        "describe this picture",
+        "describe the image",
+        "describe what you see",
+        "what is in the picture",
+        "what is in this image",
+        "what do you see",
+        "what does the picture show",
+        "write about the picture",
+        "write what you see",
+        "write a caption",
+        "tell me about this picture",
+    ),
+    ("text", "image"): (
+        "draw this",
+        "draw a picture",
+        "draw the picture",
+        "draw an image",
+        "draw a picture of this",
+        "please draw",
+        "paint this",
+        "paint a picture",
+        "paint an image",
+        "show me a picture",
+        "show me this",
+        "make a picture",
+    ),
+    ("speech", "text"): (
+        "write what you hear",
+        "write what the voice says",
+        "write the words",
+        "write down the words",
+        "write this down",
+        "write down the speech",
+        "what does the voice say",
+        "what is said",
+        "what do you hear",
+        "listen and write",
+        "please write this",
+        "write the speech as text",
+    ),
+    ("text", "speech"): (
+        "say this",
+        "say the words",
+        "say it aloud",
+        "please say this",
+        "speak this",
+        "speak the words",
+        "speak the text",
+        "read this aloud",
+        "read the text aloud",
+        "read this to me",
+        "read aloud",
+        "say this in your voice",
+    ),
+    ("music", "text"): (
+        "describe the tune",
+        "describe this tune",
+        "describe the music",
+        "describe what is played",
+        "what is this tune",
+        "what music is this",
+        "what is played",
+        "what tune do you hear",
+        "write about the tune",
+        "write about this music",
+        "write a caption for the music",
+        "tell me about this tune",
+    ),
+    ("text", "music"): (
+        "play this",
+        "play a tune",
+        "play the tune",
+        "play the music",
+        "play some music",
+        "play me this",
+        "please play",
+        "play it for me",
+        "make music",
+        "make a tune",
+        "let me hear this tune",
+        "let me hear this music",
+    ),
+    # Never trained: the same verbs and nouns, met in a new combination.
+    ("speech", "image"): (
+        "draw what you hear",
+        "draw what the voice says",
+        "draw a picture of what is said",
+        "listen and draw",
+        "draw this",
+        "draw a picture",
+        "draw the picture",
+        "paint what you hear",
+        "paint what the voice says",
+        "show me what is said",
+    ),
+    ("image", "speech"): (
+        "say what you see",
+        "say what is in the picture",
+        "say what is in this image",
+        "speak about the picture",
+        "speak about this image",
+        "describe the picture aloud",
+        "describe this image aloud",
+        "say aloud what you see",
+        "tell me aloud what you see",
+        "say a caption",
+    ),
+    ("speech", "music"): (
+        "play what you hear",
+        "play what the voice says",
+        "play the tune you hear about",
+        "listen and play",
+        "play this",
+        "play a tune",
+        "play the tune",
+        "play the music",
+        "make the music you hear about",
+        "let me hear what the voice says",
+    ),
+    ("music", "speech"): (
+        "say what you hear",
+        "say what is played",
+        "say what tune this is",
+        "speak about the tune",
+        "speak about this music",
+        "describe the tune aloud",
+        "describe this music aloud",
+        "say aloud what is played",
+        "tell me aloud about this tune",
+        "say a caption for the music",
+    ),
+    ("image", "music"): (
+        "play what you see",
+        "play what is in the picture",
+        "play what is in this image",
+        "play the picture",
+        "play a tune for the picture",
+        "play music for this picture",
+        "make a tune for this image",
+        "make music for the picture",
+        "let me hear the picture",
+        "let me hear what you see",
+    ),
+    ("music", "image"): (
+        "draw what is played",
+        "draw the tune",
+        "draw a picture of what is played",
+        "draw a picture for the tune",
+        "draw a picture of the music",
+        "paint what is played",
+        "paint the music",
+        "paint a picture for this tune",
+        "show me a picture of this tune",
+        "show me what is played",
+    ),
+}
+
+
+def all_instructions() -> list[str]:
+    """Every instruction once, in a fixed order: the text tokenizer trains on them."""
+    return list(dict.fromkeys(text for variants in INSTRUCTIONS.values() for text in variants))
+
+
+def instructions(source: str, target: str) -> tuple[str, ...]:
+    """The instructions of one direction; UserError if there are none."""
+    if (source, target) not in INSTRUCTIONS:
+        known = ", ".join(f"{s} to {t}" for s, t in INSTRUCTIONS)
+        raise UserError(f"There is no instruction for {source} to {target}; there are: {known}.")
+    return INSTRUCTIONS[source, target]
+
+
+def choose(variants: tuple[str, ...], key: str | None) -> str:
+    """One of the variants, the same for a key on every machine; the first if there is no key."""
+    if key is None:
+        return variants[0]
+    digest = hashlib.sha256(key.encode()).digest()
+    return variants[int.from_bytes(digest[:8], "little") % len(variants)]
+
+
+def pair_segments(source: str, target: str, content: str | np.ndarray, key: str | None = None) -> list[Segment]:
+    """The human turn of a pair: an instruction, then the source (text, or codes int32[N]).
+
+    The tasks choose the instruction by the example's key; `None` is the fixed one of evaluation.
+    """
+    asked = choose(instructions(source, target), key)
+    return [Segment(TEXT, asked, "human"), Segment(source, content, "human")]

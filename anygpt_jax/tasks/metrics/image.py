@@ -1,0 +1,89 @@
+"""The judge of images: reads a scene from its pixels, without our tokenizer or our model.
+
+The background is the named colour nearest to the median of the border. Every sprite of the world, at every
+size and place, is then laid on that background, and the nearest picture is what the scene shows. A picture
+that no sprite explains (noise, an empty background) shows nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES, attribute_scores
+
+# The part of its square's distance from the empty background that the best sprite must explain.
+EXPLAINED = 0.35
+# Median distance (of 0..1) of the border's pixels from their median in a picture with one background.
+UNEVEN = 0.12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
+class SceneReader:
+    """`sprites[size]` is float32[objects, S, S, 4], RGBA in 0..1; `places[size]` name -> (top, left)."""
+
+    objects: tuple[str, ...]
+    colours: Mapping[str, tuple[int, int, int]]
+    sprites: Mapping[str, np.ndarray]
+    places: Mapping[str, Mapping[str, tuple[int, int]]]
+
+    def read(self, images: Sequence[UInt8[np.ndarray, "h w 3"] | None]) -> list[dict[str, str]]:
+        """The attributes of every image; those that cannot be told are absent."""
+        return [{} if image is None else self._read(np.asarray(image, np.float32) / 255) for image in images]
+
+    def _read(self, image: Float[np.ndarray, "h w 3"]) -> dict[str, str]:
+        border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+        middle = np.median(border, axis=0)
+        if np.median(np.abs(border - middle)) > UNEVEN:
+            return {}
+        names = list(self.colours)
+        palette = np.array([self.colours[name] for name in names], np.float32) / 255
+        nearest = int(np.argmin(np.square(palette - middle).sum(1)))
+        reading = {"colour": names[nearest]}
+        # |x - t|² = |x|² - 2 x·t + |t|², x and t being the picture and the template less the background.
+        rest = image - middle
+        best = 0.0
+        for size, corners in self.places.items():
+            side = self.sprites[size].shape[1]
+            templates = self._templates(size, names[nearest])
+            crops = np.stack([rest[y : y + side, x : x + side].ravel() for y, x in corners.values()])
+            gains = 2 * crops @ templates.T - np.square(templates).sum(1)
+            gains[gains < EXPLAINED * np.square(crops).sum(1, keepdims=True)] = 0
+            if gains.max() > best:
+                best = float(gains.max())
+                place, sprite = np.unravel_index(int(gains.argmax()), gains.shape)
+                reading |= {"object": self.objects[sprite], "size": size, "place": list(corners)[place]}
+        return reading
+
+
+    @functools.cache  # noqa: B019 - a reader lives as long as the process
+    def _templates(self, size: str, colour: str) -> Float[np.ndarray, "objects pixels"]:
+        """Every sprite on a colour, less that colour."""
+        sprites = self.sprites[size]
+        background = np.array(self.colours[colour], np.float32) / 255
+        return (sprites[..., 3:] * (sprites[..., :3] - background)).reshape(len(sprites), -1)
+
+
+@functools.cache
+def scene_reader(artist: str = "twemoji") -> SceneReader:
+    """The reader of the embedded world's scenes as one artist drew them."""
+    from anygpt_jax.embedded import scenes
+
+    return SceneReader(
+        objects=scenes.OBJECTS,
+        colours=scenes.COLOURS,
+        sprites={
+            size: np.stack([scenes.sprite(name, pixels, artist) for name in scenes.OBJECTS]).astype(np.float32) / 255
+            for size, pixels in scenes.SIZES.items()
+        },
+        places={size: {place: scenes.offset(size, place) for place in scenes.PLACES} for size in scenes.SIZES},
+    )
+
+
+def image_attributes(targets: Sequence[dict], predictions: Sequence[np.ndarray | None]) -> dict[str, float]:
+    """Images: the share of the reference's attributes that the picture shows."""
+    return attribute_scores(targets, scene_reader().read(predictions), IMAGE_ATTRIBUTES)

@@ -1,0 +1,114 @@
+"""What a worker does: one shard of one source, through every task that reads it, into the token cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+
+import ml_collections
+import seqio
+import tensorflow as tf
+
+from anygpt_jax.cache import finished_shard, write_shard
+from anygpt_jax.errors import UserError
+from anygpt_jax.modalities import base
+from anygpt_jax.modalities.base import ModalityTokenizer
+from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.tasks import registry
+from anygpt_jax.tasks.encoding import Encoder, Example
+from anygpt_jax.templates import Formatter
+from anygpt_jax.vocabulary import BlockSpec, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every worker must know. Hashable and small: it travels to the workers with the code."""
+
+    config: str  # the config's JSON
+    cache: str
+
+    @functools.cached_property
+    def settings(self) -> ml_collections.ConfigDict:
+        return ml_collections.ConfigDict(json.loads(self.config))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskShard:
+    """One file of the cache: its stem (TASK/SPLIT/00000-of-00004) and the recipe of its bytes."""
+
+    task: str
+    stem: str
+    recipe: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One element of the job: a shard of a source's split, and the shards of the cache made of it.
+
+    The tasks of one source are done together, so that each medium is encoded once for all of them.
+    """
+
+    split: str
+    index: int
+    count: int
+    shards: tuple[TaskShard, ...]
+
+
+def tokenizers_of(config: ml_collections.ConfigDict) -> dict[str, ModalityTokenizer]:
+    """The config's modality tokenizers in the order of their blocks; loaded once a process."""
+    return {name: base.get(name) for name in config.modalities}
+
+
+def vocabulary_of(text: TextTokenizer, tokenizers: Mapping[str, ModalityTokenizer]) -> Vocabulary:
+    return Vocabulary.build(
+        text_size=text.size,
+        text_fingerprint=text.fingerprint,
+        blocks=[BlockSpec(name, t.codebook_size, t.symbol) for name, t in tokenizers.items()],
+    )
+
+
+@functools.cache
+def _encoder(job: Job) -> Encoder:
+    """One a process, so that the codecs are loaded once."""
+    config = job.settings
+    tokenizers = tokenizers_of(config)
+    text = TextTokenizer.load()
+    formatter = Formatter(vocabulary_of(text, tokenizers), text)
+    settings = config.tokenize
+    return Encoder(tokenizers, formatter, batch_size=settings.batch_size, max_tokens=settings.max_tokens)
+
+
+@functools.cache
+def _register(job: Job) -> None:
+    registry.register(job.settings)
+
+
+def read_examples(task: str, split: str, index: int, count: int) -> Iterator[Example]:
+    """The examples of one shard, in the source's order."""
+    dataset = seqio.get_mixture_or_task(task).get_dataset(
+        split=split,
+        shuffle=False,
+        shard_info=seqio.ShardInfo(index=index, num_shards=count),
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    )
+    try:
+        for fields in dataset.as_numpy_iterator():
+            yield Example.from_numpy(fields)
+    except tf.errors.OpError as e:
+        cause = str(e.message).strip().splitlines()[0][:200]
+        raise UserError(f"The data of {task}/{split} cannot be read ({cause}); build or copy it again.") from e
+
+
+def tokenize_shards(job: Job, work: Work) -> None:
+    """Writes every shard of the cache that this element stands for, except those an earlier run finished."""
+    _register(job)
+    for shard in work.shards:
+        if finished_shard(job.cache, shard.stem, shard.recipe):
+            continue
+        rejects: list[tuple[str, str]] = []
+        examples = read_examples(shard.task, work.split, work.index, work.count)
+        records = _encoder(job).records(examples, shard.task, rejects)
+        write_shard(job.cache, shard.stem, records, rejects, shard.recipe)

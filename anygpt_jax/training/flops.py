@@ -1,0 +1,62 @@
+"""How many floating-point operations training needs, and how many the machine could do.
+
+Convention: model FLOPs a non-padding token are 6·N for the matrices (N counts every parameter that
+multiplies, the output head once, the embedding look-up not at all) plus 12·layers·heads·head_dim for each key
+the token attends, itself included (forward 4, backward 8). Recomputation and padding count as nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anygpt_jax.data.loader import Batch
+from anygpt_jax.model.config import ModelConfig
+
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by what jax calls the device.
+PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """N: parameters that multiply a token on its way, norms and the embedding look-up left out."""
+    D, K = config.d_model, config.head_dim
+    attention = D * K * (2 * config.n_heads + 2 * config.n_kv_heads)
+    return config.n_layers * (attention + 3 * D * config.d_ff) + D * config.vocab_size
+
+
+def batch_flops(config: ModelConfig, batch: Batch) -> float:
+    """Model FLOPs of one training step on (this process's rows of) a packed batch."""
+    real = batch["segment_ids"] > 0
+    attended = float(np.sum((batch["positions"] + 1) * real))
+    attention = 12.0 * config.n_layers * config.n_heads * config.head_dim * attended
+    return 6.0 * matrix_parameters(config) * float(real.sum()) + attention
+
+
+@functools.cache
+def peak_flops(devices: int) -> tuple[float, str]:
+    """FLOP/s of `devices` devices together, and where the figure comes from."""
+    kind = jax.devices()[0].device_kind
+    if kind in PEAK:
+        return PEAK[kind] * devices, f"{kind} data sheet, bfloat16"
+    # A CPU's fake devices share its cores: the host is measured as one.
+    size, best = 1024, float("inf")
+    matrix = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(jnp.matmul)
+    multiply(matrix, matrix).block_until_ready()
+    for _ in range(8):
+        begun = time.perf_counter()
+        multiply(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - begun)
+    return 2.0 * size**3 / best, f"best of 8 float32 matmuls of {size} on this {kind}"

@@ -1,0 +1,229 @@
+"""The training loop: batches in, checkpoints and measurements out; interrupted anywhere, it resumes exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from anygpt_jax.cache import Manifest, load_vocabulary, write_atomically
+from anygpt_jax.data.loader import Batch, BatchSource, iterate, with_split
+from anygpt_jax.data.mixture import Mixture
+from anygpt_jax.data.packing import Packer
+from anygpt_jax.errors import UserError
+from anygpt_jax.model.config import ModelConfig
+from anygpt_jax.model.sharding import make_mesh
+from anygpt_jax.training import step as train_step
+from anygpt_jax.training.checkpoints import Checkpoints
+from anygpt_jax.training.flops import batch_flops, peak_flops
+from anygpt_jax.training.metrics import MetricsWriter, mean_losses
+from anygpt_jax.training.optimizer import make_schedule
+from anygpt_jax.training.step import Metrics, Program
+from anygpt_jax.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Sums over the steps since the last report. Evaluation and saving stop its clock."""
+
+    def __init__(self, model: ModelConfig, devices: int):
+        self._model, self._devices = model, devices
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums, self._grad_norms = [], []
+        self._tokens, self._flops, self._seconds, self._waited = 0, 0.0, 0.0, 0.0
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self._seconds += time.perf_counter() - self._since
+        yield
+        self._since = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        return len(self._sums)
+
+    def add(self, metrics: Metrics, batch: Batch, waited: float) -> None:
+        """Reads the metrics, which waits for the step. `batch` holds this process's rows."""
+        loss = float(metrics.loss)
+        if not math.isfinite(loss):
+            raise UserError("The loss is not finite; resume from the last checkpoint with a lower train.learning_rate.")
+        self._sums.append(jax.device_get(metrics.sums))
+        self._grad_norms.append(float(metrics.grad_norm))
+        self._tokens += int((batch["segment_ids"] > 0).sum()) * jax.process_count()
+        self._flops += batch_flops(self._model, batch) * jax.process_count()
+        self._waited += waited
+
+    def report(self, modalities: tuple[str, ...]) -> dict[str, Any]:
+        """The measurements of a log line; tokens are those that are not padding."""
+        seconds = self._seconds + time.perf_counter() - self._since
+        return mean_losses(self._sums, modalities) | {
+            "grad_norm": sum(self._grad_norms) / len(self._grad_norms),
+            "tokens_per_second": self._tokens / seconds,
+            "mfu": self._flops / seconds / peak_flops(self._devices)[0],
+            "step_ms": 1e3 * seconds / len(self._sums),
+            "data_wait": self._waited / seconds,
+        }
+
+
+class StopRequest:
+    """Remembers SIGTERM (preemption) or SIGINT, so that the loop can save and leave between two steps."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def batches(
+    config: ml_collections.ConfigDict, program: Program, vocabulary: Vocabulary, split: str, steps: int
+) -> BatchSource | None:
+    """The batches of a split, or None if no task of the mixture has it. Too long records are listed in logs/."""
+    train, cache = config.train, pathlib.Path(config.workdir) / "cache"
+    weights = dict(config.mixture)
+    if split != "train":
+        weights = with_split(Manifest.load(cache).tasks, weights, split)
+        if not weights:
+            log.warning("No task of the mixture has a %s split: there will be no %s loss.", split, split)
+            return None
+    mixture = Mixture(cache, weights, split, config.seed, train.seq_len)
+    if mixture.too_long:
+        listed = pathlib.Path(config.workdir) / "logs" / f"too_long.{split}.jsonl"
+        lines = (json.dumps({"task": r.task, "index": r.index, "length": r.length}) for r in mixture.too_long)
+        write_atomically(listed, "".join(line + "\n" for line in lines).encode())
+        log.warning("%d records are longer than train.seq_len=%d and are left out: see %s", len(mixture.too_long), train.seq_len, listed)  # fmt: skip
+    packer = Packer(mixture, train.pack_rows, train.seq_len, config.seed)
+    plan = packer.chunk(0)
+    log.info("%s: %d draws a chunk of %d rows, %.1f %% filled", split, packer.draws_per_chunk, packer.rows, 100 * plan.fill)
+    return BatchSource(packer, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
+
+
+def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> int | None:
+    """The newest checkpoint's step, after checking that it belongs to this config and cache."""
+    step = checkpoints.latest()
+    if step is None:
+        return None
+    then, theirs = checkpoints.description(step)
+    theirs.require_same(vocabulary, f"The checkpoint {checkpoints.directory}/{step}", f"the cache {config.workdir}/cache")
+    now = json.loads(config.to_json_best_effort())
+    changed = [k for k in sorted(now["model"]) if then["model"].get(k) != now["model"][k] and k not in ("remat", "unroll")]
+    if changed:
+        raise UserError(
+            f"The checkpoints in {checkpoints.directory} were made with another model ({', '.join(changed)} differ); "
+            "use another workdir or the config they were made with."
+        )
+    for part in ("mixture", "train", "seed"):
+        if then.get(part) != now[part]:
+            log.warning("config.%s is not what the checkpoint was made with: the run goes on, but not as it would have.", part)
+    return step
+
+
+def evaluate(program: Program, params: Any, source: BatchSource, modalities: tuple[str, ...]) -> dict[str, Any]:
+    """Losses over the first batches of a split: the same ones every time."""
+    sums = [
+        jax.device_get(program.evaluate(params, program.place(batch, source.rows, source.batch_size)))
+        for _, batch in iterate(source, 0)
+    ]
+    return mean_losses(sums, modalities)
+
+
+def line(step: int, steps: int, values: dict[str, Any]) -> str:
+    parts = ", ".join(f"{name} {loss:.3f}" for name, loss in values["loss_by_modality"].items())
+    return (
+        f"step {step}/{steps}  loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2e}  |g| {values['grad_norm']:.2f}  "
+        f"{values['tokens_per_second']:,.0f} tok/s  MFU {100 * values['mfu']:.1f} %  waits for data {100 * values['data_wait']:.1f} %"
+    )
+
+
+def run(config: ml_collections.ConfigDict) -> None:
+    """Trains until `train.steps`, from the newest checkpoint if there is one. A finished run returns at once."""
+    workdir, train = pathlib.Path(config.workdir), config.train
+    vocabulary = load_vocabulary(workdir / "cache")
+    modalities = ("text", *vocabulary.modalities)
+    model = ModelConfig.from_config(config.model, vocabulary)
+    checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
+    start = resume_point(checkpoints, config, vocabulary)
+    if start is not None and start >= train.steps:
+        log.info("Training is done: step %d of %d is in %s.", start, train.steps, checkpoints.directory)
+        return checkpoints.close()
+    program = train_step.build(model, train, make_mesh(config.mesh), len(modalities))
+    source = batches(config, program, vocabulary, "train", train.steps)
+    held_out = batches(config, program, vocabulary, "validation", train.eval_batches) if train.eval_every else None
+    log.info("%s parameters on mesh %s", f"{program.parameters:,}", dict(program.mesh.shape))
+    log.info("MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)", *peak_flops(program.mesh.size))
+    if start is None:
+        start, state = 0, program.init(config.seed)
+    else:
+        state = checkpoints.restore(start, program.abstract_state)
+        log.info("Resuming at step %d of %d.", start, train.steps)
+    writer = MetricsWriter(workdir / "logs", start)
+    meter, schedule, stop = Meter(model, program.mesh.size), make_schedule(train), StopRequest()
+    bar = tqdm(total=train.steps, initial=start, unit="step", desc="train", smoothing=0.05, mininterval=1.0)
+    pending: tuple[Metrics, Batch, float] | None = None
+    before = time.perf_counter()
+    with stop.listening(), logging_redirect_tqdm(), contextlib.closing(writer), contextlib.closing(checkpoints), bar:
+        for step, batch in iterate(source, start):
+            waited = time.perf_counter() - before
+            state, metrics = program.step(state, program.place(batch, source.rows, source.batch_size))
+            # Metrics are read one step late: the device already has the next step to do.
+            if pending:
+                meter.add(*pending)
+            pending = (metrics, batch, waited)
+            if step == start:
+                jax.block_until_ready(metrics)  # the first step compiles: it is not timed, and not counted
+                log.info("Compiled in %.1f s.", time.perf_counter() - before - waited)
+                pending = None
+                meter.reset()
+            bar.update()
+            done = step + 1
+            last = done == train.steps or stop.signal is not None
+            if last or done % train.log_every == 0:
+                if pending:
+                    meter.add(*pending)
+                pending = None
+            if meter.steps and (last or done % train.log_every == 0):
+                values = meter.report(modalities) | {"lr": float(schedule(step))}
+                writer.write(done, "train", values)
+                log.info(line(done, train.steps, values))
+                meter.reset()
+            with meter.paused():
+                if held_out and not stop.signal and (done % train.eval_every == 0 or last):
+                    values = evaluate(program, state["params"], held_out, modalities)
+                    writer.write(done, "validation", values)
+                    log.info("validation  loss %.4f %s", values["loss"], {k: round(v, 3) for k, v in values["loss_by_modality"].items()})  # fmt: skip
+                if last or done % train.save_every == 0:
+                    checkpoints.save(done, state, config, vocabulary)
+            if last:
+                break
+            before = time.perf_counter()
+    if stop.signal is not None and done < train.steps:
+        log.info("Stopped by signal %d; step %d is saved. Run the same command to go on.", stop.signal, done)
+        sys.exit(128 + stop.signal)
+    left_out = sum(source.packer.left_out.values())
+    if left_out:
+        log.warning("%d draws found no room in their chunk and were left out (they come again next epoch).", left_out)

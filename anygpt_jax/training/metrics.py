@@ -1,0 +1,51 @@
+"""What a run writes down: TensorBoard events and logs/metrics.jsonl, one line a measurement."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from anygpt_jax.cache import write_atomically
+from anygpt_jax.training.loss import LossSums
+
+
+def mean_losses(sums: Iterable[LossSums], modalities: tuple[str, ...]) -> dict[str, Any]:
+    """{"loss": nats a trained token, "loss_by_modality": the same of each modality that had any}."""
+    total = [np.sum([np.asarray(part, np.float64) for part in parts], axis=0) for parts in zip(*sums, strict=True)]
+    nll, weight = total[0], total[1]
+    by_modality = {name: float(n / w) for name, n, w in zip(modalities, nll, weight, strict=True) if w}
+    return {"loss": float(nll.sum() / max(weight.sum(), 1.0)), "loss_by_modality": by_modality}
+
+
+class MetricsWriter:
+    """Appends to a run's logs. Lines past `start`, left by a run that died after its last checkpoint, go first.
+
+    A line is {"step", "split": "train" | "validation", "loss", "loss_by_modality": {…}, …}; see `Loop`.
+    """
+
+    def __init__(self, directory: pathlib.Path, start: int):
+        self.path = directory / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= start]
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+        self._events = SummaryWriter(str(directory), purge_step=start + 1)
+
+    def _lines(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        whole = self.path.read_text().split("\n")[:-1]  # a line without its newline was cut off
+        return [line for line in whole if line]
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        for name, value in values.items():
+            for tag, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+                self._events.add_scalar(f"{split}/{name}/{tag}".rstrip("/"), number, step)
+
+    def close(self) -> None:
+        self._events.close()

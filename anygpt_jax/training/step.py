@@ -1,0 +1,135 @@
+"""The compiled train step: one program over the whole mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from anygpt_jax.data.loader import Batch
+from anygpt_jax.errors import UserError
+from anygpt_jax.model.config import ModelConfig
+from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.model.sharding import batch_sharding, like_params, param_shardings
+from anygpt_jax.training.loss import LossSums, loss_sums, training_loss
+from anygpt_jax.training.optimizer import make_optimizer
+
+State = dict[str, Any]  # {"params": nested dict of arrays, "optimizer": optax state}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What a step tells; on the device until it is read."""
+
+    sums: LossSums
+    loss: jax.Array
+    grad_norm: jax.Array  # before clipping
+
+
+jax.tree_util.register_dataclass(Metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run and the layout of what they take.
+
+    `init(seed)` → state; `step(state, batch)` → (state, Metrics), the given state is consumed;
+    `evaluate(params, batch)` → LossSums. Batches are global arrays, see `place`.
+    """
+
+    mesh: Mesh
+    abstract_state: State  # ShapeDtypeStructs with shardings: what a checkpoint is restored to
+    init: Callable[[int], State]
+    step: Callable[[State, Any], tuple[State, Metrics]]
+    evaluate: Callable[[Any, Any], LossSums]
+    parameters: int
+
+    def place(self, batch: Batch, rows: range, batch_size: int) -> dict[str, jax.Array]:
+        """This process's rows of a global batch [batch_size, L] onto its devices."""
+        sharding = batch_sharding(self.mesh)
+
+        def one(local: np.ndarray) -> jax.Array:
+            def piece(index: tuple[slice, ...]) -> np.ndarray:
+                start, stop, _ = index[0].indices(batch_size)
+                return local[start - rows.start : stop - rows.start]
+
+            return jax.make_array_from_callback((batch_size, local.shape[1]), sharding, piece)
+
+        return {name: one(array) for name, array in batch.items()}
+
+    def process_rows(self, batch_size: int) -> range:
+        """The rows of a global batch that this process's devices hold."""
+        held = batch_sharding(self.mesh).addressable_devices_indices_map((batch_size, 1)).values()
+        bounds = [index[0].indices(batch_size)[:2] for index in held]
+        return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+
+
+def check_batch(train: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if train.batch_size % rows:
+        raise UserError(f"train.batch_size={train.batch_size} must be a multiple of mesh data × fsdp = {rows}.")
+
+
+def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, modalities: int) -> Program:
+    """`modalities` counts text and the vocabulary's blocks. UserError if the shapes do not divide the mesh."""
+    check_batch(train, mesh)
+    optimizer = make_optimizer(train)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
+    params_on = param_shardings(abstract, mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shapes = nnx.to_pure_dict(abstract)
+    optimizer_on = like_params(jax.eval_shape(optimizer.init, shapes), params_on, mesh)
+    state_on = {"params": params_on, "optimizer": optimizer_on}
+    batch_on = batch_sharding(mesh)
+
+    def new_state(key: jax.Array) -> State:
+        params = nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(key)), nnx.Param))
+        return {"params": params, "optimizer": optimizer.init(params)}
+
+    def loss(params: Any, batch: Any) -> tuple[jax.Array, LossSums]:
+        sums = loss_sums(nnx.merge(graph, params), batch, modalities)
+        return training_loss(sums, train.z_loss), sums
+
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"], batch)
+        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics = Metrics(sums, value, optax.global_norm(gradients))
+        return {"params": params, "optimizer": optimizer_state}, metrics
+
+    def on_mesh(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            with jax.set_mesh(mesh):
+                return function(*args)
+
+        return call
+
+    init = jax.jit(new_state, out_shardings=state_on)
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(new_state, jax.random.key(0)),
+        state_on,
+    )
+    return Program(
+        mesh=mesh,
+        abstract_state=abstract_state,
+        init=on_mesh(lambda seed: init(jax.random.key(seed))),
+        step=on_mesh(
+            jax.jit(
+                step, in_shardings=(state_on, batch_on), out_shardings=(state_on, replicated), donate_argnums=0
+            )
+        ),
+        evaluate=on_mesh(
+            jax.jit(lambda params, batch: loss(params, batch)[1], in_shardings=(params_on, batch_on), out_shardings=replicated)
+        ),
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)),
+    )

@@ -1,0 +1,32 @@
+"""The image tokenizer: a minute on two CPU cores, from the embedded data set."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.kind = "tokenizer"
+    c.modality = "image"
+    c.workdir = "runs/tokenizer_image"
+    c.output = ""  # where the weights go; default: the workdir
+    c.data_dir = "runs/quickstart/data"  # what `anygpt build-data` built
+    c.seed = 0
+
+    c.codec = m = ml_collections.ConfigDict()
+    m.size = 72  # px
+    m.patch = 12
+    m.grounds = 8  # codes of the flat ground
+    # Of patches. The 40 drawings in two sizes have about 800: fewer codes than patches keep two grounds from
+    # getting two codes.
+    m.codes = 768
+    m.latent = 64
+    m.width = 256
+
+    c.steps = 1200
+    c.warmup_steps = 400  # without quantization, before k-means
+    c.batch_size = 256  # pairs of patches
+    c.learning_rate = 1e-3
+    c.log_every = 200
+    c.measure_splits = ("test", "test_openmoji")
+    c.measure = 512  # scenes of each split
+    return c
