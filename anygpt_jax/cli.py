@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in argv if a.startswith("--config.")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    for library in ("absl", "apache_beam", "jax"):  # each checkpoint and bundle would fill a screen
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         args = build_parser(argv[0] if argv else None).parse_args([a for a in argv if not a.startswith("--config.")])
         config = load_config(args.config, overrides)

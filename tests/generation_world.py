@@ -66,7 +66,9 @@ def media(vocab: Vocabulary, grammars: Mapping[str, Grammar]) -> dict[str, list[
     """Every medium with its markers, by modality."""
     blocks = {b.modality: b for b in vocab.blocks}
     return {
-        name: [(blocks[name].begin, *ids, blocks[name].end) for ids in sentences(g, blocks[name].size, blocks[name].start)]
+        name: [
+            (blocks[name].begin, *ids, blocks[name].end) for ids in sentences(g, blocks[name].size, blocks[name].start)
+        ]
         for name, g in grammars.items()
     }
 

@@ -28,12 +28,24 @@ def record(vocab: Vocabulary, task: str, i: int, rng: np.random.Generator) -> To
     image = np.concatenate([[block.begin], codes, [block.end]])
     bos, human, answer, eoh, eos = (
         np.array([x])
-        for x in (vocab.bos, vocab.marker("[Human]"), vocab.marker("[AnyGPT]"), vocab.marker("<eoh>"), vocab.marker("<eos>"))
+        for x in (
+            vocab.bos,
+            vocab.marker("[Human]"),
+            vocab.marker("[AnyGPT]"),
+            vocab.marker("<eoh>"),
+            vocab.marker("<eos>"),
+        )
     )
     if task == "documents":
-        pieces = [(bos, "text", "document", False), (words, "text", "document", True), (image, "image", "document", True)]
+        pieces = [
+            (bos, "text", "document", False),
+            (words, "text", "document", True),
+            (image, "image", "document", True),
+        ]
     else:
-        source, target = ((image, "image"), (words, "text")) if task == "image_to_text" else ((words, "text"), (image, "image"))
+        source, target = (
+            ((image, "image"), (words, "text")) if task == "image_to_text" else ((words, "text"), (image, "image"))
+        )
         pieces = [(bos, "text", "human", False), (human, "text", "human", False), (*source, "human", False)]
         pieces += [(eoh, "text", "human", False), (answer, "text", "assistant", False)]
         pieces += [(*target, "assistant", True), (eos, "text", "assistant", True)]
@@ -51,7 +63,9 @@ def write_cache(root: pathlib.Path, records: int = 60, vocab: Vocabulary | None 
         for s, (split, n) in enumerate((("train", records), ("validation", 12), ("test", 6))):
             made = [record(vocab, task, i, np.random.default_rng((t, s, i))) for i in range(n)]
             halves = (made[: n // 2], made[n // 2 :])
-            held[task][split] = [write_shard(root, f"{task}/{split}/{h:05d}-of-00002", half) for h, half in enumerate(halves)]
+            held[task][split] = [
+                write_shard(root, f"{task}/{split}/{h:05d}-of-00002", half) for h, half in enumerate(halves)
+            ]
     vocab.save(root / "vocabulary.json")
     Manifest(vocab.fingerprint, "none", {"image": "none"}, held).save(root)
     return vocab

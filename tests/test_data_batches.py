@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import synthetic
 
 from anygpt_jax.cache import CacheReader, Manifest, write_shard
 from anygpt_jax.data.loader import BatchSource, host_rows, iterate, pack_row
@@ -13,7 +14,6 @@ from anygpt_jax.data.mixture import Mixture
 from anygpt_jax.data.packing import Packer, first_fit_decreasing
 from anygpt_jax.errors import UserError
 from anygpt_jax.records import Span, TokenRecord
-from tests import synthetic
 
 WEIGHTS = {"image_to_text": 0.5, "text_to_image": 0.3, "documents": 0.2}
 SEQ_LEN, ROWS = 64, 16

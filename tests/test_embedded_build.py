@@ -13,7 +13,7 @@ from PIL import Image
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from anygpt_jax.embedded import build, interleaved, parts, scenes, tunes  # noqa: E402
+from anygpt_jax.embedded import build, interleaved, parts, scenes, sentences, tunes  # noqa: E402
 from anygpt_jax.embedded.settings import BUILDER_CONFIGS, Settings, data_dir  # noqa: E402
 from anygpt_jax.embedded.splits import pair_split, split_of  # noqa: E402
 from anygpt_jax.errors import UserError  # noqa: E402
@@ -124,7 +124,8 @@ def all_scenes():
 
 def test_the_unheard_voice_speaks_the_test_sentences(world):
     voices = {s: {json.loads(e["attributes"])["voice"] for e in of} for s, of in world["speech"].items()}
-    assert voices["test_voice"] == {"dora"} and "dora" not in voices["train"] | voices["test"] | voices["validation"]
+    assert voices["test_voice"] == {"dora"}
+    assert "dora" not in voices["train"] | voices["test"] | voices["validation"]
     assert {e["text"] for e in world["speech"]["test_voice"]} == {e["text"] for e in world["speech"]["test"]}
 
 
@@ -138,21 +139,22 @@ def test_media_never_meet_without_text_between(world):
                 assert "text" in (m, n), example["attributes"]
                 assert r != "document" or s == "document"
             if example["kind"] == b"dialogue":
-                assert role[0] == "human" and role[-1] == "assistant"
+                assert (role[0], role[-1]) == ("human", "assistant")
             else:
                 assert set(role) == {"document"}
 
 
 def test_what_the_assistant_speaks_is_written_before_it(world):
-    sounds = {(e["speech"], e["text"].decode()) for of in world["speech"].values() for e in of}
+    sounds = {e["speech"]: e["text"].decode() for of in world["speech"].values() for e in of}
     said = 0
     for example in itertools.chain(*world["interleaved"].values()):
         segments = list(zip(example["modality"], example["role"], example["content"], strict=True))
         written = [c.decode() for m, _, c in segments if m == b"text"]
-        for modality, _, content in segments:
+        for modality, role, content in segments:
             if modality == b"speech":
-                assert any((content, text) in sounds for text in written)
+                assert sounds[content] in written
                 said += 1
+                assert example["kind"] == b"document" or role == b"human" or not sentences.is_request(sounds[content])
     assert said > 10
 
 
@@ -170,12 +172,14 @@ def test_a_second_run_touches_nothing(config):
 def test_the_same_settings_give_the_same_bytes(config, tmp_path):
     build.run(config_for(tmp_path), argparse.Namespace())
     first, second = files(data_dir(config)), files(data_dir(config_for(tmp_path)))
-    assert first and first == second
+    assert len(first) == 14
+    assert first == second
 
 
 def test_other_settings_get_their_own_place(config):
     other = config_for(config.workdir, scenes=10)
-    assert data_dir(other) != data_dir(config) and data_dir(other).parent == data_dir(config).parent
+    assert data_dir(other) != data_dir(config)
+    assert data_dir(other).parent == data_dir(config).parent
     seeded = config_for(config.workdir)
     seeded.seed = 1
     assert data_dir(seeded) != data_dir(config)
@@ -208,6 +212,13 @@ def test_dialogues_need_the_speech(tmp_path):
     with pytest.raises(UserError, match="run `anygpt build-data`"):
         build.build_part(Settings(**SIZES), tmp_path, "interleaved")
     assert not build.is_built(tmp_path, "interleaved")
+
+
+def test_a_split_with_next_to_no_speech_still_has_stories():
+    said = interleaved.Spoken("draw a fox on blue", "ada", "image", {"object": "fox", "colour": "blue"}, b"")
+    for utterances in ([], [said]):
+        examples = list(interleaved.interleaved(Settings(**SIZES), "test", utterances))
+        assert len(examples) == SIZES["held_out"]
 
 
 def test_two_builds_do_not_write_to_one_place(tmp_path):

@@ -52,7 +52,7 @@ def test_pocketsphinx_reads_the_grammar_and_knows_every_word(tmp_path):
 def test_splits_share_no_sentence_and_no_held_out_pair(drawn):
     texts = {split: {s.text for s in of} for split, of in drawn.items()}
     assert all(len(texts[split]) == len(of) for split, of in drawn.items())  # all different
-    assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"]
+    assert not texts["train"] & (texts["test"] | texts["validation"])
     assert not texts["test"] & texts["validation"]
     for sentence in drawn["train"]:
         said = sentence.mentioned
@@ -92,7 +92,7 @@ def test_a_caption_names_all_four_attributes(split):
             assert any(f" {p} " in f" {text} " for p in phrases[attributes[name]]), text
         if split == "train":
             assert split_of("sentence", text) == "train"
-        assert not re.search(r"\ba [aeiou]", text) and not re.search(r"\ban [^aeiou]", text), text
+        assert not re.search(r"\b(a [aeiou]|an [^aeiou])", text), text
 
 
 def test_a_music_caption_names_all_four_attributes():
@@ -115,9 +115,10 @@ def test_drawing_is_deterministic():
     assert first == second
 
 
-def test_asking_for_more_sentences_than_there_are_says_so():
+def test_asking_for_more_sentences_than_there_are_says_so(monkeypatch):
+    monkeypatch.setattr(sentences, "TRIES", 30)
     with pytest.raises(UserError, match="ask for fewer sentences"):
-        sentences.sample("validation", 20_000, np.random.default_rng(0))
+        sentences.sample("validation", 4000, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("bad", [{"objects": 4}, {"scenes": 0}, {"clips": 2.5}])

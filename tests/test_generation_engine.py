@@ -45,7 +45,8 @@ def check(answer, plan) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", ["image", "speech", "music", "gesture", "text", ("text", "image"), ("music", "text", "speech", "gesture"), ANY]
+    "plan",
+    ["image", "speech", "music", "gesture", "text", ("text", "image"), ("music", "text", "speech", "gesture"), ANY],
 )
 def test_a_thousand_answers_of_an_untrained_model_are_decodable(plan):
     g = generator()
@@ -145,7 +146,9 @@ def test_a_seed_decides_whatever_the_batch():
 
 def test_each_modality_samples_by_its_own_settings():
     settings = Settings(
-        {"text": Sampling(0.0), "image": Sampling(1.0), "speech": Sampling(1.0, top_k=1)}, max_text_tokens=6, prefill_chunk=8
+        {"text": Sampling(0.0), "image": Sampling(1.0), "speech": Sampling(1.0, top_k=1)},
+        max_text_tokens=6,
+        prefill_chunk=8,
     )
     same = [prompts(1, seed=8)[0]] * 32
     answers = generator(settings).generate(same, ("text", "image"), range(32))
@@ -207,5 +210,5 @@ def test_split_answer_refuses_what_is_not_an_answer():
         split_answer(np.array([5, 6]), VOCAB, world.Words())
     with pytest.raises(ValueError, match="not text"):
         split_answer(np.array([5, image.start, EOS]), VOCAB, world.Words())
-    with pytest.raises(ValueError, match="no <eoim>|without its end|outside"):
+    with pytest.raises(ValueError, match="does not end"):
         split_answer(np.array([image.begin, image.start, EOS]), VOCAB, world.Words())

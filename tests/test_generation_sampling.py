@@ -45,7 +45,9 @@ def test_top_k_against_sorting(k):
     logits = logits.at[:, 50:60].set(-jnp.inf)
     kept = np.asarray(keep_top_k(logits, jnp.full(10, k)))
     for row, x in zip(kept, np.asarray(logits), strict=True):
-        assert set(np.flatnonzero(row)) == set(np.argsort(-x)[:k].tolist()) | (set(range(50, 60)) if k >= 290 else set())
+        assert set(np.flatnonzero(row)) == set(np.argsort(-x)[:k].tolist()) | (
+            set(range(50, 60)) if k >= 290 else set()
+        )
 
 
 def test_rows_have_their_own_settings():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import synthetic
 from flax import nnx
 
 from anygpt_jax.errors import UserError
@@ -13,7 +14,6 @@ from anygpt_jax.model.attention import attention, packed_attention
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.kv_cache import init_cache
-from tests import synthetic
 
 TINY = ModelConfig(vocab_size=48, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=40, qk_norm=True)
 SHAPES = {
@@ -115,7 +115,11 @@ def pack(sequences, length):
     start = 0
     for i, sequence in enumerate(sequences):
         stop = start + len(sequence)
-        tokens[0, start:stop], positions[0, start:stop], segments[0, start:stop] = sequence, np.arange(len(sequence)), i + 1
+        tokens[0, start:stop], positions[0, start:stop], segments[0, start:stop] = (
+            sequence,
+            np.arange(len(sequence)),
+            i + 1,
+        )
         start = stop
     return tokens, positions, segments
 

@@ -254,6 +254,22 @@ def test_new_data_remakes_only_its_own_shards(data, tmp_path):
     assert touched == set(PAIR)
 
 
+def test_data_that_changes_under_the_job_is_not_taken_for_either(data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    config = tiny_world.config(tmp_path, tasks=PAIR)
+    run_pipeline = tokenize._run_pipeline
+
+    def changes_the_data(*job):
+        run_pipeline(*job)
+        for path in (tmp_path / "data").rglob("images/**/*train.tfrecord*"):
+            path.write_bytes(path.read_bytes() + b"more")
+
+    monkeypatch.setattr(tokenize, "_run_pipeline", changes_the_data)
+    with pytest.raises(UserError, match="changed while"):
+        tokenize.run(config, ARGS)
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
 def test_a_cache_that_is_being_remade_is_not_taken_for_whole(whole, data, tmp_path, monkeypatch):
     config = world(data, tmp_path)
     shutil.copytree(f"{whole.workdir}/cache", tmp_path / "cache")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import synthetic
 from flax import nnx
 
 from anygpt_jax.data.loader import pack_row
@@ -15,16 +16,13 @@ from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.training import step as train_step
 from anygpt_jax.training.loss import loss_sums, token_losses, training_loss
 from anygpt_jax.training.optimizer import decayed, make_optimizer, make_schedule
-from tests import synthetic
 
 VOCABULARY = synthetic.vocabulary()
 MODALITIES = 1 + len(VOCABULARY.blocks)
 
 
 def records(n, seed=0):
-    return [
-        synthetic.record(VOCABULARY, synthetic.TASKS[i % 3], i, np.random.default_rng((seed, i))) for i in range(n)
-    ]
+    return [synthetic.record(VOCABULARY, synthetic.TASKS[i % 3], i, np.random.default_rng((seed, i))) for i in range(n)]
 
 
 def batch_of(rows, seq_len):
@@ -188,13 +186,18 @@ def test_schedule_and_decay_mask():
     train = synthetic.config("unused").train
     train.update(steps=100, warmup_steps=10, learning_rate=1.0)
     linear = make_schedule(train)
-    np.testing.assert_allclose([linear(0), linear(9), linear(10), linear(55), linear(100)], [0.1, 1, 1, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        [linear(0), linear(9), linear(10), linear(55), linear(100)], [0.1, 1, 1, 0.5, 0], atol=1e-6
+    )
     train.schedule = "cosine"
     np.testing.assert_allclose([make_schedule(train)(s) for s in (10, 55, 100)], [1, 0.5, 0], atol=1e-6)
     params = nnx.to_pure_dict(nnx.state(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param))
     mask = decayed(params)
     assert mask["embedding"] and mask["blocks"]["q"] and mask["blocks"]["down"]
-    assert not any(mask["blocks"][name] for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")) and not mask["norm"]
+    assert (
+        not any(mask["blocks"][name] for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm"))
+        and not mask["norm"]
+    )
 
 
 @pytest.mark.parametrize(

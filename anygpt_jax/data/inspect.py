@@ -32,7 +32,9 @@ def summary(cache: pathlib.Path, manifest: Manifest) -> list[dict[str, Any]]:
     for task, splits in sorted(manifest.tasks.items()):
         for split, shards in splits.items():
             lengths = np.concatenate([np.load(cache / s.lengths_path) for s in shards] or [np.zeros(0)])
-            quantiles = [int(lengths.min()), *np.percentile(lengths, PERCENTILES), int(lengths.max())] if len(lengths) else []
+            quantiles = (
+                [int(lengths.min()), *np.percentile(lengths, PERCENTILES), int(lengths.max())] if len(lengths) else []
+            )
             rows.append(
                 {
                     "task": task,
@@ -83,17 +85,25 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     manifest, vocabulary = Manifest.load(cache), load_vocabulary(cache)
     rows = summary(cache, manifest)
     found: dict[str, Any] = {
-        "vocabulary": {"fingerprint": vocabulary.fingerprint, "size": vocabulary.size, "modalities": vocabulary.modalities},
+        "vocabulary": {
+            "fingerprint": vocabulary.fingerprint,
+            "size": vocabulary.size,
+            "modalities": vocabulary.modalities,
+        },
         "tokenizers": manifest.tokenizers,
         "summary": rows,
     }
-    print(f"{cache}: vocabulary {vocabulary.fingerprint[:12]} of {vocabulary.size:,} ids (text, {', '.join(vocabulary.modalities)})")
+    print(
+        f"{cache}: vocabulary {vocabulary.fingerprint[:12]} of {vocabulary.size:,} ids (text, {', '.join(vocabulary.modalities)})"
+    )
     print(table(rows))
     if args.task:
         found["records"] = []
         reader, text = CacheReader(cache, args.task, args.split), TextTokenizer.load()
         if text.fingerprint != vocabulary.text_fingerprint:
-            raise UserError(f"{cache} was made with another text tokenizer than this program's; tokenize again to read its text.")
+            raise UserError(
+                f"{cache} was made with another text tokenizer than this program's; tokenize again to read its text."
+            )
         for i in range(min(args.limit, len(reader))):
             record = reader[i]
             shown = readable(record, vocabulary, text)

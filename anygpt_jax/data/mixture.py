@@ -49,7 +49,9 @@ class Mixture:
         self.tasks = tuple(sorted(weights))
         bad = [task for task in self.tasks if not weights[task] > 0]
         if bad or not self.tasks:
-            raise UserError(f"The mixture needs tasks with weights above zero; see config.mixture ({', '.join(bad) or 'empty'}).")
+            raise UserError(
+                f"The mixture needs tasks with weights above zero; see config.mixture ({', '.join(bad) or 'empty'})."
+            )
         self.readers = tuple(CacheReader(cache, task, split) for task in self.tasks)
         self.shares = np.array([weights[task] for task in self.tasks]) / sum(weights.values())
         self.too_long: list[TooLong] = []
@@ -61,7 +63,9 @@ class Mixture:
         fits = np.flatnonzero(lengths <= seq_len)
         self.too_long += [TooLong(task, int(r), int(lengths[r])) for r in np.flatnonzero(lengths > seq_len)]
         if not len(fits):
-            raise UserError(f"Every record of {task} is longer than train.seq_len={seq_len} (shortest: {lengths.min()}).")
+            raise UserError(
+                f"Every record of {task} is longer than train.seq_len={seq_len} (shortest: {lengths.min()})."
+            )
         # The seed depends on the task's name alone: adding a task leaves the order of the others as it was.
         own = (seed * 1_000_003 + zlib.crc32(task.encode())) % 2**32
         return grain.MapDataset.source(_Indices(i, fits)).shuffle(own).repeat()

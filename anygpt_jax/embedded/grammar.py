@@ -68,7 +68,7 @@ IMAGE_CAPTIONS = (
     "a picture of a {size} {object} {where} against {a_colour} background",
     "against {a_colour} background a {size} {object} can be seen {where}",
     "{where} of {a_colour} picture there is a {size} {object}",
-    "a {colour} scene with a {size} {object} {where}",
+    "{a_colour} scene with a {size} {object} {where}",
     "the background is {colour} and a {size} {object} is {where}",
     "a {size} {object} is {where} and everything else is {colour}",
     "{where} a {size} {object} and behind it plain {colour}",
@@ -164,6 +164,8 @@ SPOKEN_EVERYDAY = (
 SPOKEN: dict[str, tuple[str, ...]] = {
     "image": SPOKEN_IMAGE, "music": SPOKEN_MUSIC, "everyday": SPOKEN_EVERYDAY
 }  # fmt: skip
+# How a sentence begins that asks for a picture or for music; the others tell about one.
+REQUEST_OPENINGS = ("draw", "paint", "show me", "play", "please", "can you", "i want", "let me")
 # Shares of the spoken sentences.
 SPOKEN_SHARES = {"image": 0.5, "music": 0.25, "everyday": 0.25}
 

@@ -7,6 +7,7 @@ text between them, and what the model does from one to another directly it has n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from anygpt_jax.embedded.splits import pair_split
 
 HUMAN, ASSISTANT, DOCUMENT = "human", "assistant", "document"
 DOCUMENT_SHARE = 1 / 3
+TRIES = 50  # utterances drawn until one can be pictured
 
 # What is said to the model in writing; one is drawn for every dialogue.
 REQUESTS: Mapping[str, tuple[str, ...]] = {
@@ -70,6 +72,10 @@ Segment = tuple[str, str, str | bytes]  # modality, role, content
 Story = tuple[list[Segment], dict[str, Any]]  # and the attributes of what is answered
 
 
+class LackingError(Exception):
+    """A split, a very small one, has nothing to say for a form."""
+
+
 class Narrator:
     """Draws the material of one split and puts it together. All media in it belong to that split."""
 
@@ -105,31 +111,35 @@ class Narrator:
         """A caption that can follow "please draw"."""
         return sentences.caption_scene(attributes, self.rng, self.split, grammar.IMAGE_NOUN_PHRASES)
 
-    def spoken(self, kind: str, imitated: bool = False) -> Spoken:
-        """An utterance of this kind; an `imitated` one is by a voice that the model learns to speak with."""
-        pool = [u for u in self.utterances[kind] if u.voice in self.imitated] if imitated else self.utterances[kind]
+    def spoken(self, kind: str, answer: bool = False) -> Spoken:
+        """An utterance of this kind.
+
+        One that can be an `answer` is no request, and by a voice that the model learns to speak with.
+        """
+        pool = self.utterances[kind]
+        if answer:
+            pool = [u for u in pool if u.voice in self.imitated and not sentences.is_request(u.text)]
+        if not pool:
+            raise LackingError(kind)
         return self.choose(pool)
 
-    def pictured(self, imitated: bool = False) -> tuple[Spoken, dict[str, str], bytes]:
+    def pictured(self, answer: bool = False) -> tuple[Spoken, dict[str, str], bytes]:
         """An utterance with a picture of what it mentions."""
-        while True:
-            spoken = self.spoken("image", imitated)
+        for _ in range(TRIES):
+            spoken = self.spoken("image", answer)
             try:
                 return spoken, *self.scene(**spoken.mentioned)
             except ValueError:  # this split has no pair with what is mentioned
                 continue
+        raise LackingError("image")
 
     def tune(self, **fixed: str) -> tuple[bytes, dict[str, Any]]:
         return tune_clip(self.rng, self.split, **fixed)
 
-    def instrument(self, name: str | None = None) -> tuple[dict[str, str], bytes]:
+    def instrument(self) -> tuple[dict[str, str], bytes]:
         """A picture of an instrument."""
-        while True:
-            try:
-                return self.scene(object=name or self.choose(list(scenes.INSTRUMENTS)))
-            except ValueError:
-                if name is not None:
-                    raise
+        drawn = [name for name, _ in scenes.pairs(self.split) if name in scenes.INSTRUMENTS]
+        return self.scene(object=self.choose(drawn))
 
 
 def draw_spoken(n: Narrator) -> Story:
@@ -140,7 +150,7 @@ def draw_spoken(n: Narrator) -> Story:
 
 
 def describe_aloud(n: Narrator) -> Story:
-    spoken, attributes, png = n.pictured(imitated=True)
+    spoken, attributes, png = n.pictured(answer=True)
     answer: list[Segment] = [("text", ASSISTANT, spoken.text), ("speech", ASSISTANT, spoken.sound)]
     return [n.request("describe"), ("image", HUMAN, png), *answer], {**attributes, "text": spoken.text}
 
@@ -168,7 +178,7 @@ def draw_heard(n: Narrator) -> Story:
 
 
 def describe_tune(n: Narrator) -> Story:
-    spoken = n.spoken("music", imitated=True)
+    spoken = n.spoken("music", answer=True)
     sound, attributes = n.tune(**spoken.mentioned)
     answer: list[Segment] = [("text", ASSISTANT, spoken.text), ("speech", ASSISTANT, spoken.sound)]
     return [n.request("describe_tune"), ("music", HUMAN, sound), *answer], {**attributes, "text": spoken.text}
@@ -184,14 +194,14 @@ def several_turns(n: Narrator) -> Story:
 
 
 def write_and_repeat(n: Narrator) -> Story:
-    spoken = n.spoken("everyday", imitated=True)
+    spoken = n.spoken("everyday", answer=True)
     turns = [n.request("write"), ("speech", HUMAN, spoken.sound), ("text", ASSISTANT, spoken.text)]
     return [*turns, n.request("repeat"), ("speech", ASSISTANT, spoken.sound)], {"text": spoken.text}
 
 
 def picture_book(n: Narrator) -> Story:
     """A picture, what is said about it, and another picture."""
-    spoken, attributes, png = n.pictured(imitated=True)
+    spoken, attributes, png = n.pictured(answer=True)
     second, second_png = n.scene()
     return [
         ("text", DOCUMENT, n.caption(attributes)),
@@ -217,7 +227,7 @@ def song_book(n: Narrator) -> Story:
 
 def concert(n: Narrator) -> Story:
     """Someone says what is about to be played."""
-    spoken = n.spoken("music", imitated=True)
+    spoken = n.spoken("music", answer=True)
     sound, attributes = n.tune(**spoken.mentioned)
     return [
         ("text", DOCUMENT, spoken.text),
@@ -234,15 +244,23 @@ DIALOGUES: tuple[Callable[[Narrator], Story], ...] = (
 DOCUMENTS: tuple[Callable[[Narrator], Story], ...] = (picture_book, song_book, concert)
 
 
+def _tell(
+    narrator: Narrator, forms: Sequence[Callable[[Narrator], Story]], turn: int
+) -> tuple[str, list[Segment], dict[str, Any]]:
+    """(form's name, segments, attributes). The forms take turns; one that lacks its material is passed over."""
+    for k in range(len(forms)):
+        form = forms[(turn + k) % len(forms)]
+        with contextlib.suppress(LackingError):
+            return form.__name__, *form(narrator)
+    raise AssertionError("several_turns and song_book need no speech")
+
+
 def interleaved(settings: Settings, split: str, utterances: Sequence[Spoken]) -> Iterator[Example]:
     """Examples of a split; `utterances` are the same split of the speech part."""
     narrator = Narrator(generator(settings, "interleaved", split), split, scenes.objects(settings.objects), utterances)
     for i in range(size(settings, "interleaved", split)):
         is_document = narrator.rng.random() < DOCUMENT_SHARE
-        # The forms take turns, so that each of them occurs in the smallest split.
-        forms = DOCUMENTS if is_document else DIALOGUES
-        form = forms[i % len(forms)]
-        segments, attributes = form(narrator)
+        name, segments, attributes = _tell(narrator, DOCUMENTS if is_document else DIALOGUES, i)
         modality, role, content = zip(*segments, strict=True)
         yield {
             "key": key("interleaved", split, i),
@@ -250,5 +268,5 @@ def interleaved(settings: Settings, split: str, utterances: Sequence[Spoken]) ->
             "modality": list(modality),
             "role": list(role),
             "content": [c.encode() if isinstance(c, str) else c for c in content],
-            "attributes": to_json({**attributes, "form": form.__name__}),
+            "attributes": to_json({**attributes, "form": name}),
         }

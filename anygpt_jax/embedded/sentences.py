@@ -35,6 +35,11 @@ class Sentence:
         return sentence_split(self.text, self.mentioned)
 
 
+def is_request(text: str) -> bool:
+    """Whether a spoken sentence asks for a picture or for music, instead of telling about one."""
+    return text.startswith(grammar.REQUEST_OPENINGS)
+
+
 def sentence_split(text: str, mentioned: Mapping[str, str]) -> str:
     """Split of a text: that of the object-colour pair if it mentions a held-out one, else by its own hash."""
     if "object" in mentioned and "colour" in mentioned:

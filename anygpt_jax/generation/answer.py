@@ -33,7 +33,7 @@ class Answer:
 
 
 def split_answer(ids: np.ndarray, vocabulary: Vocabulary, text: TextTokenizer) -> tuple[Segment, ...]:
-    """The segments of an answer's ids int32[N]; ValueError if a code stands outside its markers."""
+    """The segments of an answer's ids int32[N]; ValueError if they are not a whole answer."""
     segments: list[Segment] = []
     begins = {block.begin: block for block in vocabulary.blocks}
     eos = vocabulary.marker("<eos>")
@@ -47,7 +47,10 @@ def split_answer(ids: np.ndarray, vocabulary: Vocabulary, text: TextTokenizer) -
             segments.append(Segment(TEXT, text.decode(ids[words:i])))
         if block is None:
             return tuple(segments)
-        stop = i + 1 + int(np.argmax(ids[i + 1 :] == block.end))
+        ends = np.flatnonzero(ids[i:] == block.end)
+        if not len(ends):
+            raise ValueError(f"{block.modality} begins and does not end")
+        stop = i + int(ends[0])
         segments.append(Segment(block.modality, vocabulary.decode_codes(block.modality, ids[i + 1 : stop])))
         i = words = stop + 1
     raise ValueError("an answer must end with <eos>")

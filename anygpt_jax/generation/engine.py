@@ -97,7 +97,6 @@ def _decode(
     weights: nnx.State,
     tables: Tables,
     settings: SamplingTable,
-    pad: Array,
     keys: PRNGKeyArray,
     state: _State,
     steps: Array,
@@ -198,7 +197,7 @@ class Generator:
         done = False
         while written < budget and not done:
             state, all_done = _decode(
-                self._graph, self._weights, machine.tables, self._sampling, self._pad, keys, state, jnp.int32(stride)
+                self._graph, self._weights, machine.tables, self._sampling, keys, state, jnp.int32(stride)
             )
             written, done = written + stride, bool(all_done)
             if progress:
@@ -209,10 +208,6 @@ class Generator:
             self._answer(tokens[b, len(row) - opening : position[b] + 1], seed)
             for b, (row, seed) in enumerate(zip(rows, seeds, strict=True))
         ]
-
-    @property
-    def _pad(self) -> Array:
-        return jnp.int32(self.vocabulary.pad)
 
     def _opened(self, prompt: np.ndarray, machine: Automaton) -> np.ndarray:
         """The prompt int32[N], with the begin marker of an answer that starts with codes."""

@@ -72,7 +72,9 @@ def _scores(q: Array, k: Array, segment_ids: Array, start: int, stop: int) -> Fl
     """Masked scores of the queries start..stop-1 against the keys 0..stop-1, float32."""
     causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
     same = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]
-    scores = jnp.einsum("BGRQK,BGSK->BGRQS", q[..., start:stop, :], k[..., :stop, :], preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "BGRQK,BGSK->BGRQS", q[..., start:stop, :], k[..., :stop, :], preferred_element_type=jnp.float32
+    )
     return jnp.where((causal & same)[:, None, None], scores, MASKED)
 
 

@@ -62,7 +62,9 @@ class ModelConfig:
         multiple = fields.pop("vocab_multiple", 1)
         known = {f.name for f in dataclasses.fields(cls)} - {"vocab_size"}
         if set(fields) - known:
-            raise UserError(f"Unknown model setting '{min(set(fields) - known)}'; known ones: {', '.join(sorted(known))}.")
+            raise UserError(
+                f"Unknown model setting '{min(set(fields) - known)}'; known ones: {', '.join(sorted(known))}."
+            )
         return cls(vocab_size=vocabulary.padded_size(multiple), **fields)
 
     @property

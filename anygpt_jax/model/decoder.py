@@ -23,7 +23,9 @@ from anygpt_jax.model.sharding import constrain
 Carry = TypeVar("Carry")
 
 
-def weight(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
+def weight(
+    config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float
+) -> nnx.Param:
     """A normal-initialised parameter that carries its logical axes (see `sharding.RULES`)."""
     value = std * jax.random.truncated_normal(rngs.params(), -3, 3, shape, jnp.float32)
     return nnx.Param(value.astype(config.param_dtype), axes=axes)

@@ -65,7 +65,9 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
         partition = spec(variable.get_metadata("axes"), len(variable.shape))
         for size, axis in zip(variable.shape, partition, strict=False):
             if axis and size % mesh.shape[axis]:
-                problems.append(f"{'.'.join(map(str, path))} has an axis of {size}, not divisible by {axis}={mesh.shape[axis]}")
+                problems.append(
+                    f"{'.'.join(map(str, path))} has an axis of {size}, not divisible by {axis}={mesh.shape[axis]}"
+                )
         return NamedSharding(mesh, partition)
 
     def walk(path: tuple, node: Any) -> Any:

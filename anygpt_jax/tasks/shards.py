@@ -21,6 +21,8 @@ from anygpt_jax.tasks.encoding import Encoder, Example
 from anygpt_jax.templates import Formatter
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
 
+READ_BATCH = 64  # examples that cross from TensorFlow to Python together: one by one costs more than twice
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -95,8 +97,11 @@ def read_examples(task: str, split: str, index: int, count: int) -> Iterator[Exa
         try_in_mem_cache=False,
     )
     try:
-        for fields in dataset.as_numpy_iterator():
-            yield Example.from_numpy(fields)
+        for batch in dataset.ragged_batch(READ_BATCH).as_numpy_iterator():
+            # Lists of unlike length come as ragged values, the others as arrays.
+            columns = {name: value.to_list() if hasattr(value, "to_list") else value for name, value in batch.items()}
+            for i in range(len(columns["key"])):
+                yield Example.from_numpy({name: column[i] for name, column in columns.items()})
     except tf.errors.OpError as e:
         cause = str(e.message).strip().splitlines()[0][:200]
         raise UserError(f"The data of {task}/{split} cannot be read ({cause}); build or copy it again.") from e

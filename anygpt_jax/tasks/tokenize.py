@@ -64,6 +64,8 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         write_atomically(cache / "vocabulary.json", (vocabulary.to_json() + "\n").encode())
         _sweep(cache, plan)
         _run_pipeline(Job(config.to_json(), str(cache)), unfinished, config.tokenize)
+        if make_plan(config, vocabulary, text, fingerprints) != plan:
+            raise UserError(f"The data of {cache} changed while it was tokenized; run the same command again.")
     manifest = _manifest(cache, plan, vocabulary, text, fingerprints)
     _require_records(cache, manifest)
     manifest.save(cache)

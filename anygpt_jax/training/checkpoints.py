@@ -1,9 +1,9 @@
 """Checkpoints: Orbax, asynchronous, with the config and the vocabulary inside.
 
-    checkpoints/STEP/params        what generation needs
-    checkpoints/STEP/optimizer     what only training needs
-    checkpoints/STEP/config        the run's config, JSON
-    checkpoints/STEP/vocabulary    vocabulary.json's fields
+checkpoints/STEP/params        what generation needs
+checkpoints/STEP/optimizer     what only training needs
+checkpoints/STEP/config        the run's config, JSON
+checkpoints/STEP/vocabulary    vocabulary.json's fields
 """
 
 from __future__ import annotations

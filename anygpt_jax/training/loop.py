@@ -45,7 +45,7 @@ class Meter:
 
     def reset(self) -> None:
         self._sums, self._grad_norms = [], []
-        self._tokens, self._flops, self._seconds, self._waited = 0, 0.0, 0.0, 0.0
+        self._tokens, self._flops, self._seconds, self._waited, self._timed_steps = 0, 0.0, 0.0, 0.0, 0
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
@@ -54,17 +54,21 @@ class Meter:
         yield
         self._since = time.perf_counter()
 
-    @property
-    def steps(self) -> int:
-        return len(self._sums)
+    def restart_clock(self) -> None:
+        self._since = time.perf_counter()
 
-    def add(self, metrics: Metrics, batch: Batch, waited: float) -> None:
-        """Reads the metrics, which waits for the step. `batch` holds this process's rows."""
+    def add_losses(self, metrics: Metrics) -> None:
+        """Reads the metrics, which waits for the step."""
         loss = float(metrics.loss)
         if not math.isfinite(loss):
             raise UserError("The loss is not finite; resume from the last checkpoint with a lower train.learning_rate.")
         self._sums.append(jax.device_get(metrics.sums))
         self._grad_norms.append(float(metrics.grad_norm))
+
+    def add(self, metrics: Metrics, batch: Batch, waited: float) -> None:
+        """A whole step: losses, and the throughput of `batch`, this process's rows."""
+        self.add_losses(metrics)
+        self._timed_steps += 1
         self._tokens += int((batch["segment_ids"] > 0).sum()) * jax.process_count()
         self._flops += batch_flops(self._model, batch) * jax.process_count()
         self._waited += waited
@@ -76,7 +80,7 @@ class Meter:
             "grad_norm": sum(self._grad_norms) / len(self._grad_norms),
             "tokens_per_second": self._tokens / seconds,
             "mfu": self._flops / seconds / peak_flops(self._devices)[0],
-            "step_ms": 1e3 * seconds / len(self._sums),
+            "step_ms": 1e3 * seconds / max(self._timed_steps, 1),
             "data_wait": self._waited / seconds,
         }
 
@@ -119,7 +123,9 @@ def batches(
         log.warning("%d records are longer than train.seq_len=%d and are left out: see %s", len(mixture.too_long), train.seq_len, listed)  # fmt: skip
     packer = Packer(mixture, train.pack_rows, train.seq_len, config.seed)
     plan = packer.chunk(0)
-    log.info("%s: %d draws a chunk of %d rows, %.1f %% filled", split, packer.draws_per_chunk, packer.rows, 100 * plan.fill)
+    log.info(
+        "%s: %d draws a chunk of %d rows, %.1f %% filled", split, packer.draws_per_chunk, packer.rows, 100 * plan.fill
+    )
     return BatchSource(packer, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
 
 
@@ -129,9 +135,13 @@ def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vo
     if step is None:
         return None
     then, theirs = checkpoints.description(step)
-    theirs.require_same(vocabulary, f"The checkpoint {checkpoints.directory}/{step}", f"the cache {config.workdir}/cache")
+    theirs.require_same(
+        vocabulary, f"The checkpoint {checkpoints.directory}/{step}", f"the cache {config.workdir}/cache"
+    )
     now = json.loads(config.to_json_best_effort())
-    changed = [k for k in sorted(now["model"]) if then["model"].get(k) != now["model"][k] and k not in ("remat", "unroll")]
+    changed = [
+        k for k in sorted(now["model"]) if then["model"].get(k) != now["model"][k] and k not in ("remat", "unroll")
+    ]
     if changed:
         raise UserError(
             f"The checkpoints in {checkpoints.directory} were made with another model ({', '.join(changed)} differ); "
@@ -139,7 +149,9 @@ def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vo
         )
     for part in ("mixture", "train", "seed"):
         if then.get(part) != now[part]:
-            log.warning("config.%s is not what the checkpoint was made with: the run goes on, but not as it would have.", part)
+            log.warning(
+                "config.%s is not what the checkpoint was made with: the run goes on, but not as it would have.", part
+            )
     return step
 
 
@@ -175,7 +187,9 @@ def run(config: ml_collections.ConfigDict) -> None:
     source = batches(config, program, vocabulary, "train", train.steps)
     held_out = batches(config, program, vocabulary, "validation", train.eval_batches) if train.eval_every else None
     log.info("%s parameters on mesh %s", f"{program.parameters:,}", dict(program.mesh.shape))
-    log.info("MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)", *peak_flops(program.mesh.size))
+    log.info(
+        "MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)", *peak_flops(program.mesh.size)
+    )
     if start is None:
         start, state = 0, program.init(config.seed)
     else:
@@ -194,11 +208,11 @@ def run(config: ml_collections.ConfigDict) -> None:
             if pending:
                 meter.add(*pending)
             pending = (metrics, batch, waited)
-            if step == start:
-                jax.block_until_ready(metrics)  # the first step compiles: it is not timed, and not counted
+            if step == start:  # it compiles: its loss counts, its time does not
+                meter.add_losses(metrics)
+                meter.restart_clock()
                 log.info("Compiled in %.1f s.", time.perf_counter() - before - waited)
                 pending = None
-                meter.reset()
             bar.update()
             done = step + 1
             last = done == train.steps or stop.signal is not None
@@ -206,7 +220,6 @@ def run(config: ml_collections.ConfigDict) -> None:
                 if pending:
                     meter.add(*pending)
                 pending = None
-            if meter.steps and (last or done % train.log_every == 0):
                 values = meter.report(modalities) | {"lr": float(schedule(step))}
                 writer.write(done, "train", values)
                 log.info(line(done, train.steps, values))

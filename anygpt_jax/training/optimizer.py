@@ -36,7 +36,9 @@ def make_schedule(train: ml_collections.ConfigDict) -> optax.Schedule:
     if not train.warmup_steps:
         return decay
     # The step before the first has rate 0, so that the first one already learns.
-    warmup = optax.linear_schedule(train.learning_rate / train.warmup_steps, train.learning_rate, train.warmup_steps - 1)
+    warmup = optax.linear_schedule(
+        train.learning_rate / train.warmup_steps, train.learning_rate, train.warmup_steps - 1
+    )
     return optax.join_schedules([warmup, decay], [train.warmup_steps])
 
 

@@ -124,12 +124,14 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         abstract_state=abstract_state,
         init=on_mesh(lambda seed: init(jax.random.key(seed))),
         step=on_mesh(
-            jax.jit(
-                step, in_shardings=(state_on, batch_on), out_shardings=(state_on, replicated), donate_argnums=0
-            )
+            jax.jit(step, in_shardings=(state_on, batch_on), out_shardings=(state_on, replicated), donate_argnums=0)
         ),
         evaluate=on_mesh(
-            jax.jit(lambda params, batch: loss(params, batch)[1], in_shardings=(params_on, batch_on), out_shardings=replicated)
+            jax.jit(
+                lambda params, batch: loss(params, batch)[1],
+                in_shardings=(params_on, batch_on),
+                out_shardings=replicated,
+            )
         ),
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)),
     )

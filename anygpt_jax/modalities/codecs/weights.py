@@ -47,6 +47,7 @@ def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], settings: Mappin
     partial = path.with_suffix(".partial")
     metadata = {"settings": json.dumps(settings, sort_keys=True)}
     safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial, metadata)
+    partial.chmod(0o644)  # the library makes files that only their owner may read
     partial.replace(path)
     return fingerprint(tensors, settings)
 

@@ -7,9 +7,10 @@ that no sprite explains (noise, an empty background) shows nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -59,7 +60,6 @@ class SceneReader:
                 reading |= {"object": self.objects[sprite], "size": size, "place": list(corners)[place]}
         return reading
 
-
     @functools.cache  # noqa: B019 - a reader lives as long as the process
     def _templates(self, size: str, colour: str) -> Float[np.ndarray, "objects pixels"]:
         """Every sprite on a colour, less that colour."""
@@ -84,6 +84,19 @@ def scene_reader(artist: str = "twemoji") -> SceneReader:
     )
 
 
+_artist = ["twemoji"]
+
+
+@contextlib.contextmanager
+def reading_scenes_of(artist: str) -> Iterator[None]:
+    """Scenes are read by this artist's drawings meanwhile: SeqIO's metric functions have no argument to say so."""
+    _artist.append(artist)
+    try:
+        yield
+    finally:
+        _artist.pop()
+
+
 def image_attributes(targets: Sequence[dict], predictions: Sequence[np.ndarray | None]) -> dict[str, float]:
     """Images: the share of the reference's attributes that the picture shows."""
-    return attribute_scores(targets, scene_reader().read(predictions), IMAGE_ATTRIBUTES)
+    return attribute_scores(targets, scene_reader(_artist[-1]).read(predictions), IMAGE_ATTRIBUTES)

@@ -68,7 +68,7 @@ def rhythm(samples: np.ndarray) -> np.ndarray:
     return correlation[8:] / max(correlation[0], 1e-9)
 
 
-def profile(samples: np.ndarray) -> Float[np.ndarray, "24"]:
+def profile(samples: np.ndarray) -> Float[np.ndarray, " 24"]:
     """Loudness of the twelve pitch classes: over the whole clip, and over its last second."""
     window, hop = 4096, 1024
     spectrum = np.sqrt(_spectrogram(samples, window, hop))
@@ -139,10 +139,10 @@ class MusicJudge:
 
     def read(self, clips: Sequence[Audio | None]) -> list[dict[str, str]]:
         """The attributes of every clip; none for a missing or silent one."""
-        audible = [i for i, clip in enumerate(clips) if clip is not None and _is_audible(clip)]
+        audible = {i: clip for i, clip in enumerate(clips) if clip is not None and _is_audible(clip)}
         readings: list[dict[str, str]] = [{} for _ in clips]
         if audible:
-            features = _features([clips[i] for i in audible])
+            features = _features(list(audible.values()))
             for name, classifier in self.classifiers.items():
                 for i, value in zip(audible, classifier.predict(features[FEATURES[name]]), strict=True):
                     readings[i][name] = value
@@ -150,9 +150,7 @@ class MusicJudge:
 
     def save(self, path: pathlib.Path) -> None:
         as_lists = {
-            name: {
-                field.name: np.asarray(getattr(c, field.name)).tolist() for field in dataclasses.fields(Classifier)
-            }
+            name: {field.name: np.asarray(getattr(c, field.name)).tolist() for field in dataclasses.fields(Classifier)}
             for name, c in self.classifiers.items()
         }
         write_atomically(path, json.dumps(as_lists).encode())

@@ -15,7 +15,9 @@ THRESHOLD = 0.15
 INTO_THE_NOTE = 0.06  # seconds after the onset, past the attack
 
 
-def yin(frames: Float[np.ndarray, "n window"], sample_rate: int, threshold: float = THRESHOLD) -> Float[np.ndarray, "n"]:
+def yin(
+    frames: Float[np.ndarray, "n window"], sample_rate: int, threshold: float = THRESHOLD
+) -> Float[np.ndarray, " n"]:
     """Fundamental frequency in Hz of every frame; NaN where the frame is not periodic.
 
     A frame holds `WINDOW` samples and one longest period beyond.

@@ -48,7 +48,8 @@ def lexicon() -> Lexicon:
 
     slots = {**grammar.IMAGE_SLOTS, **grammar.MUSIC_SLOTS}
     phrases = {
-        attribute: {p: value for value, said in by_value.items() for p in said} for attribute, by_value in slots.values()
+        attribute: {p: value for value, said in by_value.items() for p in said}
+        for attribute, by_value in slots.values()
     }
     phrases["place"] = {re.sub(r"^(in|at|on) the ", "", p): value for p, value in phrases["place"].items()}
     return phrases
