@@ -50,8 +50,8 @@ def full() -> ml_collections.ConfigDict:
     # Shares of the drawn records, by task.
     c.mixture = ml_collections.ConfigDict(
         {
-            "image_to_text": 0.2, "text_to_image": 0.25, "speech_to_text": 0.2, "text_to_speech": 0.15,
-            "music_to_text": 0.05, "text_to_music": 0.07, "documents": 0.03, "dialogues": 0.05,
+            "image_to_text": 0.2, "text_to_image": 0.25, "speech_to_text": 0.22, "text_to_speech": 0.18,
+            "music_to_text": 0.04, "text_to_music": 0.05, "documents": 0.02, "dialogues": 0.04,
         }
     )  # fmt: skip
 
@@ -76,7 +76,8 @@ def full() -> ml_collections.ConfigDict:
     c.train = t = ml_collections.ConfigDict()
     t.batch_size = 2  # packed rows a step, over all hosts
     t.seq_len = 512
-    t.steps = 4500
+    t.steps = 3500
+    t.optimizer = "muon"  # for the hidden matrices, AdamW for the rest; or adamw
     t.learning_rate = 3e-3
     t.schedule = "linear"  # after the warm-up: linear or cosine to zero
     t.warmup_steps = 100

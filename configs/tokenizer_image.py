@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Of patches. The 40 drawings in two sizes have about 800: fewer codes than patches keep two grounds from
     # getting two codes.
     m.codes = 768
-    m.latent = 64
+    m.latent = 128
     m.width = 256
 
     c.steps = 1200

@@ -19,7 +19,7 @@ from anygpt_jax.embedded.splits import pair_split, split_of  # noqa: E402
 from anygpt_jax.errors import UserError  # noqa: E402
 
 SIZES = {
-    "objects": 12, "scenes": 60, "sentences": 14, "espeak_sentences": 4, "clips": 24, "dialogues": 30, "held_out": 9
+    "objects": 12, "scenes": 60, "sentences": 40, "espeak_sentences": 4, "clips": 24, "dialogues": 60, "held_out": 9
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_every_part_has_its_splits_and_sizes(world):
         assert tuple(sorted(splits)) == tuple(sorted(parts.SPLITS[part]))
         for split, examples in splits.items():
             assert len(examples) == parts.size(Settings(**SIZES), part, split)
-    assert len(world["speech"]["train"]) == 2 * 14 + 4
+    assert len(world["speech"]["train"]) == 2 * 40 + 4
 
 
 def test_keys_are_unique(world):
@@ -219,6 +219,24 @@ def test_a_split_with_next_to_no_speech_still_has_stories():
     for utterances in ([], [said]):
         examples = list(interleaved.interleaved(Settings(**SIZES), "test", utterances))
         assert len(examples) == SIZES["held_out"]
+
+
+def test_a_full_disk_is_told_apart(tmp_path, monkeypatch):
+    def full(settings, split):
+        yield from ()
+        raise RuntimeError("ResourceExhaustedError: train.tfrecord; No space left on device")
+
+    monkeypatch.setattr(parts, "PARTS", {**parts.PARTS, "images": full})
+    with pytest.raises(OSError, match="No space left") as caught:
+        build.build_part(Settings(**SIZES), tmp_path, "images")
+    assert caught.value.errno == 28
+    assert not build.is_built(tmp_path, "images")
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name another one with --workdir"):
+        build.run(config_for(tmp_path / "file"), argparse.Namespace())
 
 
 def test_two_builds_do_not_write_to_one_place(tmp_path):

@@ -65,7 +65,9 @@ def test_a_run_learns_and_writes_what_it_measured(undisturbed):
     assert train[-1]["loss"] < train[0]["loss"] - 0.3
     assert set(train[0]["loss_by_modality"]) == {"text", "image"}
     for entry in train:
-        assert entry["tokens_per_second"] > 0 and 0 < entry["mfu"] < 1 and 0 <= entry["data_wait"] < 1
+        assert entry["tokens_per_second"] > 0
+        assert 0 < entry["mfu"] < 1
+        assert 0 <= entry["data_wait"] < 1
     logs = pathlib.Path(undisturbed.workdir) / "logs"
     assert list(logs.glob("events.out.tfevents.*"))
 
@@ -74,7 +76,8 @@ def test_only_the_newest_checkpoints_are_kept_and_hold_config_and_vocabulary(und
     checkpoints = pathlib.Path(undisturbed.workdir) / "checkpoints"
     assert sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()) == [8, 12]
     loaded = restore_model(checkpoints)
-    assert loaded.step == 12 and loaded.vocabulary == synthetic.vocabulary()
+    assert loaded.step == 12
+    assert loaded.vocabulary == synthetic.vocabulary()
     equal_bits(nnx.to_pure_dict(nnx.state(loaded.decoder, nnx.Param)), final_state(undisturbed)["params"])
 
 
@@ -195,12 +198,12 @@ def test_inspect_counts_and_shows(undisturbed, tmp_path, capsys, monkeypatch):
     args = argparse.Namespace(task="text_to_image", split="train", limit=2, json=str(tmp_path / "out.json"))
     inspect.run(undisturbed, args)
     printed, found = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
-    assert len(found["summary"]) == 9 and len(found["records"]) == 2
+    assert len(found["summary"]) == 9
+    assert len(found["records"]) == 2
     row = next(r for r in found["summary"] if (r["task"], r["split"]) == ("documents", "train"))
-    assert row["records"] == 60 and row["lengths"] == sorted(row["lengths"])
+    assert row["records"] == 60
+    assert row["lengths"] == sorted(row["lengths"])
     text = found["records"][0]["text"]
-    assert (
-        text.startswith("<s> [Human] w")
-        and text.endswith("<eoh> [AnyGPT] « <image:6 codes> <eos> »")
-        and text in printed
-    )
+    assert text.startswith("<s> [Human] w")
+    assert text.endswith("<eoh> [AnyGPT] « <image:6 codes> <eos> »")
+    assert text in printed

@@ -93,9 +93,8 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         "tokenizers": manifest.tokenizers,
         "summary": rows,
     }
-    print(
-        f"{cache}: vocabulary {vocabulary.fingerprint[:12]} of {vocabulary.size:,} ids (text, {', '.join(vocabulary.modalities)})"
-    )
+    blocks = ", ".join(("text", *vocabulary.modalities))
+    print(f"{cache}: vocabulary {vocabulary.fingerprint[:12]} of {vocabulary.size:,} ids ({blocks})")
     print(table(rows))
     if args.task:
         found["records"] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import importlib.util
 import json
@@ -60,7 +61,6 @@ def _clear_leftovers(folder: pathlib.Path, part: str) -> None:
 
 def build_part(settings: Settings, folder: pathlib.Path, part: str) -> dict[str, int]:
     """Builds one part unless it is there, and returns its number of examples by split."""
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     from anygpt_jax.embedded.embedded_world.embedded_world_dataset_builder import Builder
@@ -72,8 +72,11 @@ def build_part(settings: Settings, folder: pathlib.Path, part: str) -> dict[str,
         config = tfds.download.DownloadConfig(register_checksums=False)
         try:
             builder.download_and_prepare(download_dir=str(folder / "downloads"), download_config=config)
-        except tf.errors.ResourceExhaustedError as e:
-            raise OSError(28, "No space left on device", str(folder)) from e
+        except Exception as e:
+            # TensorFlow and TFDS each wrap what the system said.
+            if os.strerror(errno.ENOSPC) not in str(e):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from e
         finally:
             shutil.rmtree(folder / "downloads", ignore_errors=True)
     return {split: info.num_examples for split, info in builder.info.splits.items()}
@@ -105,7 +108,10 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError("Building data needs TFDS; install this package with its [data] extra.")
     assets.require(*assets.PIP_NAMES)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
+        raise UserError(f"Cannot make the folder {folder} ({e.strerror}); name another one with --workdir.") from e
     _quiet()
     counts = {}
     with _alone(folder):

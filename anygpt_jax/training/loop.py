@@ -28,6 +28,7 @@ from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.training import step as train_step
 from anygpt_jax.training.checkpoints import Checkpoints
 from anygpt_jax.training.flops import batch_flops, peak_flops
+from anygpt_jax.training.loss import LossSums
 from anygpt_jax.training.metrics import MetricsWriter, mean_losses
 from anygpt_jax.training.optimizer import make_schedule
 from anygpt_jax.training.step import Metrics, Program
@@ -44,7 +45,8 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        self._sums, self._grad_norms = [], []
+        self._sums: list[LossSums] = []
+        self._grad_norms: list[float] = []
         self._tokens, self._flops, self._seconds, self._waited, self._timed_steps = 0, 0.0, 0.0, 0.0, 0
         self._since = time.perf_counter()
 
@@ -105,27 +107,25 @@ class StopRequest:
 
 
 def batches(
-    config: ml_collections.ConfigDict, program: Program, vocabulary: Vocabulary, split: str, steps: int
-) -> BatchSource | None:
-    """The batches of a split, or None if no task of the mixture has it. Too long records are listed in logs/."""
+    config: ml_collections.ConfigDict,
+    program: Program,
+    vocabulary: Vocabulary,
+    split: str,
+    weights: dict[str, float],
+    steps: int,
+) -> BatchSource:
+    """The batches of a split. Records too long for a row are listed in logs/."""
     train, cache = config.train, pathlib.Path(config.workdir) / "cache"
-    weights = dict(config.mixture)
-    if split != "train":
-        weights = with_split(Manifest.load(cache).tasks, weights, split)
-        if not weights:
-            log.warning("No task of the mixture has a %s split: there will be no %s loss.", split, split)
-            return None
     mixture = Mixture(cache, weights, split, config.seed, train.seq_len)
     if mixture.too_long:
         listed = pathlib.Path(config.workdir) / "logs" / f"too_long.{split}.jsonl"
         lines = (json.dumps({"task": r.task, "index": r.index, "length": r.length}) for r in mixture.too_long)
         write_atomically(listed, "".join(line + "\n" for line in lines).encode())
-        log.warning("%d records are longer than train.seq_len=%d and are left out: see %s", len(mixture.too_long), train.seq_len, listed)  # fmt: skip
+        many = "%d records are longer than train.seq_len=%d and are left out: see %s"
+        log.warning(many, len(mixture.too_long), train.seq_len, listed)
     packer = Packer(mixture, train.pack_rows, train.seq_len, config.seed)
-    plan = packer.chunk(0)
-    log.info(
-        "%s: %d draws a chunk of %d rows, %.1f %% filled", split, packer.draws_per_chunk, packer.rows, 100 * plan.fill
-    )
+    filled = 100 * packer.chunk(0).fill
+    log.info("%s: %d draws a chunk of %d rows, %.1f %% filled", split, packer.draws_per_chunk, packer.rows, filled)
     return BatchSource(packer, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
 
 
@@ -139,9 +139,8 @@ def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vo
         vocabulary, f"The checkpoint {checkpoints.directory}/{step}", f"the cache {config.workdir}/cache"
     )
     now = json.loads(config.to_json_best_effort())
-    changed = [
-        k for k in sorted(now["model"]) if then["model"].get(k) != now["model"][k] and k not in ("remat", "unroll")
-    ]
+    shape = sorted(set(now["model"]) - {"remat", "unroll"})
+    changed = [name for name in shape if then["model"].get(name) != now["model"][name]]
     if changed:
         raise UserError(
             f"The checkpoints in {checkpoints.directory} were made with another model ({', '.join(changed)} differ); "
@@ -164,11 +163,19 @@ def evaluate(program: Program, params: Any, source: BatchSource, modalities: tup
     return mean_losses(sums, modalities)
 
 
-def line(step: int, steps: int, values: dict[str, Any]) -> str:
+def readable(step: int, steps: int, values: dict[str, Any]) -> str:
+    """One line that says how a run is doing."""
     parts = ", ".join(f"{name} {loss:.3f}" for name, loss in values["loss_by_modality"].items())
-    return (
-        f"step {step}/{steps}  loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2e}  |g| {values['grad_norm']:.2f}  "
-        f"{values['tokens_per_second']:,.0f} tok/s  MFU {100 * values['mfu']:.1f} %  waits for data {100 * values['data_wait']:.1f} %"
+    return "  ".join(
+        (
+            f"step {step}/{steps}",
+            f"loss {values['loss']:.4f} ({parts})",
+            f"lr {values['lr']:.2e}",
+            f"|g| {values['grad_norm']:.2f}",
+            f"{values['tokens_per_second']:,.0f} tok/s",
+            f"MFU {100 * values['mfu']:.1f} %",
+            f"waits for data {100 * values['data_wait']:.1f} %",
+        )
     )
 
 
@@ -184,8 +191,11 @@ def run(config: ml_collections.ConfigDict) -> None:
         log.info("Training is done: step %d of %d is in %s.", start, train.steps, checkpoints.directory)
         return checkpoints.close()
     program = train_step.build(model, train, make_mesh(config.mesh), len(modalities))
-    source = batches(config, program, vocabulary, "train", train.steps)
-    held_out = batches(config, program, vocabulary, "validation", train.eval_batches) if train.eval_every else None
+    source = batches(config, program, vocabulary, "train", dict(config.mixture), train.steps)
+    weights = with_split(Manifest.load(workdir / "cache").tasks, dict(config.mixture), "validation")
+    held_out = None
+    if train.eval_every and weights:
+        held_out = batches(config, program, vocabulary, "validation", weights, train.eval_batches)
     log.info("%s parameters on mesh %s", f"{program.parameters:,}", dict(program.mesh.shape))
     log.info(
         "MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)", *peak_flops(program.mesh.size)
@@ -222,13 +232,14 @@ def run(config: ml_collections.ConfigDict) -> None:
                 pending = None
                 values = meter.report(modalities) | {"lr": float(schedule(step))}
                 writer.write(done, "train", values)
-                log.info(line(done, train.steps, values))
+                log.info(readable(done, train.steps, values))
                 meter.reset()
             with meter.paused():
                 if held_out and not stop.signal and (done % train.eval_every == 0 or last):
                     values = evaluate(program, state["params"], held_out, modalities)
                     writer.write(done, "validation", values)
-                    log.info("validation  loss %.4f %s", values["loss"], {k: round(v, 3) for k, v in values["loss_by_modality"].items()})  # fmt: skip
+                    parts = {name: round(loss, 3) for name, loss in values["loss_by_modality"].items()}
+                    log.info("validation  loss %.4f %s", values["loss"], parts)
                 if last or done % train.save_every == 0:
                     checkpoints.save(done, state, config, vocabulary)
             if last:

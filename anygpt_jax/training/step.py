@@ -57,7 +57,8 @@ class Program:
         sharding = batch_sharding(self.mesh)
 
         def one(local: np.ndarray) -> jax.Array:
-            def piece(index: tuple[slice, ...]) -> np.ndarray:
+            def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
                 start, stop, _ = index[0].indices(batch_size)
                 return local[start - rows.start : stop - rows.start]
 
@@ -68,7 +69,7 @@ class Program:
     def process_rows(self, batch_size: int) -> range:
         """The rows of a global batch that this process's devices hold."""
         held = batch_sharding(self.mesh).addressable_devices_indices_map((batch_size, 1)).values()
-        bounds = [index[0].indices(batch_size)[:2] for index in held]
+        bounds = [index[0].indices(batch_size)[:2] for index in held if index]
         return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
 

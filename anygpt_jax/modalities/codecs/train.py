@@ -9,6 +9,7 @@ With `--config.output=anygpt_jax/modalities/weights` the shipped ones are replac
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -21,6 +22,8 @@ import ml_collections
 import numpy as np
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.modalities.audio import SAMPLE_RATE
+from anygpt_jax.modalities.base import Audio
 from anygpt_jax.modalities.codecs import data, weights
 
 log = logging.getLogger(__name__)
@@ -87,3 +90,89 @@ def _image(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str,
             "codes_used": len(np.unique(np.stack(codes)[:, 1:])),
         }
     return {"fingerprint": fingerprint, "quality": quality}
+
+
+def _music(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
+    from anygpt_jax.modalities.codecs import train_mel
+    from anygpt_jax.modalities.codecs.mel import MelSettings
+    from anygpt_jax.modalities.music import MusicTokenizer
+
+    mel = MelSettings(sample_rate=SAMPLE_RATE, **config.mel)
+    sounds = [s.samples for s in data.sounds(config.data_dir, "music", "train")]
+    corpus = train_mel.corpus(sounds, [[]] * len(sounds), mel, config.codec.stack, config.max_frames)
+    codec = train_mel.train(config, corpus, "music tokenizer")
+    settings = {
+        "codec": dataclasses.asdict(codec.settings), "mel": dataclasses.asdict(mel), "max_frames": config.max_frames
+    }  # fmt: skip
+    path = output / "music.safetensors"
+    fingerprint = weights.save(path, weights.halve(weights.flatten(codec)), settings)
+    tokenizer = MusicTokenizer(path)
+    quality: dict[str, Any] = {}
+    for split in config.measure_splits:
+        held_out = data.sounds(config.data_dir, "music", split)[: config.measure]
+        codes = tokenizer.encode([Audio(s.samples, SAMPLE_RATE) for s in held_out])
+        decoded = [sound.samples for sound in tokenizer.decode(codes)]
+        books = np.concatenate(codes).reshape(-1, config.codec.codebooks)
+        quality[split] = {
+            "n": len(held_out),
+            "log_mel_l1_nats": round(train_mel.log_mel_distance([s.samples for s in held_out], decoded, mel), 4),
+            "codes_used": [len(np.unique(column)) for column in books.T],
+        }
+    return {"fingerprint": fingerprint, "quality": quality}
+
+
+def _speech(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
+    from anygpt_jax.modalities.codecs import train_acoustic, train_mel
+    from anygpt_jax.modalities.codecs.mel import MelSettings
+    from anygpt_jax.modalities.codecs.phones import PHONES, to_phones
+    from anygpt_jax.modalities.speech import SpeechTokenizer
+
+    mel = MelSettings(sample_rate=SAMPLE_RATE, **config.mel)
+    sounds = [s for s in data.sounds(config.data_dir, "speech", "train") if len(s.samples) <= config.longest_samples]
+    corpus = train_mel.corpus(
+        [s.samples for s in sounds], [to_phones(s.text) for s in sounds], mel, config.codec.stack,
+        -(-config.longest_samples // (mel.hop * config.codec.stack)),
+    )  # fmt: skip
+    config = config.copy_and_resolve_references()
+    config.codec.phones = len(PHONES)
+    codec = train_mel.train(config, corpus, "speech tokenizer")
+    stage = train_acoustic.train(config.acoustic, codec, corpus)
+    speaker = np.flatnonzero([s.attributes["voice"] == config.default_voice for s in sounds])
+    codec.default_voice[...] = train_acoustic.mean_voice(codec, corpus, speaker)
+    # The phones were a teacher: nothing reads them off any more.
+    tensors = {f"codec.{k}": v for k, v in weights.flatten(codec).items() if not k.startswith("phone_")}
+    tensors |= {f"acoustic.{k}": v for k, v in weights.flatten(stage).items()}
+    settings = {
+        "codec": dataclasses.asdict(codec.settings) | {"phones": 0},
+        "acoustic": {"width": config.acoustic.width, "dilations": list(config.acoustic.dilations)},
+        "mel": dataclasses.asdict(mel),
+        "min_codes": config.min_codes,
+        "max_codes": config.max_codes,
+    }
+    path = output / "speech.safetensors"
+    fingerprint = weights.save(path, weights.halve(tensors), settings)
+    tokenizer = SpeechTokenizer(path)
+    quality = {}
+    for split in config.measure_splits:
+        held_out = data.sounds(config.data_dir, "speech", split)[: config.measure]
+        quality[split] = _speech_quality(tokenizer, [Audio(s.samples, SAMPLE_RATE) for s in held_out])
+    return {"fingerprint": fingerprint, "quality": quality}
+
+
+def _speech_quality(tokenizer: Any, sounds: list[Audio]) -> dict[str, Any]:
+    """Log-mel distance of every way to decode, and how many semantic codes are in use."""
+    from anygpt_jax.modalities.codecs import train_mel
+
+    codes = tokenizer.encode_all(sounds)
+    semantic = [c[:, 0] for c in codes]
+    ways = {
+        "semantic": tokenizer.decode(semantic),
+        "semantic_and_acoustic_stage": tokenizer.decode(semantic, acoustic=True),
+        "all_codebooks": tokenizer.decode(codes),
+    }
+    originals = [s.samples for s in sounds]
+    distances = {
+        name: round(train_mel.log_mel_distance(originals, [s.samples for s in decoded], tokenizer.mel), 4)
+        for name, decoded in ways.items()
+    }
+    return {"n": len(sounds), "log_mel_l1_nats": distances, "semantic_codes_used": len(np.unique(np.concatenate(semantic)))}

@@ -34,31 +34,47 @@ class SceneReader:
 
     def read(self, images: Sequence[UInt8[np.ndarray, "h w 3"] | None]) -> list[dict[str, str]]:
         """The attributes of every image; those that cannot be told are absent."""
-        return [{} if image is None else self._read(np.asarray(image, np.float32) / 255) for image in images]
+        readings: list[dict[str, str]] = [{} for _ in images]
+        by_colour: dict[str, list[int]] = {}
+        rests: dict[int, np.ndarray] = {}
+        for i, image in enumerate(images):
+            if image is not None:
+                background = self._background(np.asarray(image, np.float32) / 255)
+                if background is not None:
+                    readings[i]["colour"], rests[i] = background
+                    by_colour.setdefault(background[0], []).append(i)
+        for colour, members in by_colour.items():
+            for i, found in zip(members, self._sprites(np.stack([rests[i] for i in members]), colour), strict=True):
+                readings[i] |= found
+        return readings
 
-    def _read(self, image: Float[np.ndarray, "h w 3"]) -> dict[str, str]:
+    def _background(self, image: Float[np.ndarray, "h w 3"]) -> tuple[str, Float[np.ndarray, "h w 3"]] | None:
+        """(named colour, the image less its background), or None if there is not one background."""
         border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
         middle = np.median(border, axis=0)
         if np.median(np.abs(border - middle)) > UNEVEN:
-            return {}
+            return None
         names = list(self.colours)
         palette = np.array([self.colours[name] for name in names], np.float32) / 255
-        nearest = int(np.argmin(np.square(palette - middle).sum(1)))
-        reading = {"colour": names[nearest]}
-        # |x - t|² = |x|² - 2 x·t + |t|², x and t being the picture and the template less the background.
-        rest = image - middle
-        best = 0.0
+        return names[int(np.argmin(np.square(palette - middle).sum(1)))], image - middle
+
+    def _sprites(self, rests: Float[np.ndarray, "n h w 3"], colour: str) -> list[dict[str, str]]:
+        """Object, size and place in every image on this colour."""
+        found: list[dict[str, str]] = [{} for _ in rests]
+        best = np.zeros(len(rests))
         for size, corners in self.places.items():
-            side = self.sprites[size].shape[1]
-            templates = self._templates(size, names[nearest])
-            crops = np.stack([rest[y : y + side, x : x + side].ravel() for y, x in corners.values()])
+            side, templates = self.sprites[size].shape[1], self._templates(size, colour)
+            crops = np.stack([rests[:, y : y + side, x : x + side] for y, x in corners.values()], axis=1)
+            crops = crops.reshape(len(rests) * len(corners), -1)
+            # How much nearer x is to the template t than to nothing: |x|² - |x - t|² = 2 x·t - |t|².
             gains = 2 * crops @ templates.T - np.square(templates).sum(1)
             gains[gains < EXPLAINED * np.square(crops).sum(1, keepdims=True)] = 0
-            if gains.max() > best:
-                best = float(gains.max())
-                place, sprite = np.unravel_index(int(gains.argmax()), gains.shape)
-                reading |= {"object": self.objects[sprite], "size": size, "place": list(corners)[place]}
-        return reading
+            gains = gains.reshape(len(rests), -1)
+            for i in np.flatnonzero(gains.max(1) > best):
+                best[i] = gains[i].max()
+                place, sprite = divmod(int(gains[i].argmax()), len(self.objects))
+                found[i] = {"object": self.objects[sprite], "size": size, "place": list(corners)[place]}
+        return found
 
     @functools.cache  # noqa: B019 - a reader lives as long as the process
     def _templates(self, size: str, colour: str) -> Float[np.ndarray, "objects pixels"]:
