@@ -1,11 +1,11 @@
 """The token cache: ArrayRecord shards of TokenRecords and the manifest that vouches for them.
 
-    cache/vocabulary.json
-    cache/manifest.json                              written last; without it there is no cache
-    cache/TASK/SPLIT/00000-of-00004.array_record     group_size:1, so that shuffled reads are cheap
-    cache/TASK/SPLIT/00000-of-00004.lengths.npy      uint32[records], what the packer plans with
-    cache/TASK/SPLIT/00000-of-00004.json             the shard's entry; its presence means the shard is whole
-    cache/TASK/SPLIT/00000-of-00004.rejects.jsonl    one line a bad input: key and reason
+cache/vocabulary.json
+cache/manifest.json                              written last; without it there is no cache
+cache/TASK/SPLIT/00000-of-00004.array_record     group_size:1, so that shuffled reads are cheap
+cache/TASK/SPLIT/00000-of-00004.lengths.npy      uint32[records], what the packer plans with
+cache/TASK/SPLIT/00000-of-00004.json             the shard's entry; its presence means the shard is whole
+cache/TASK/SPLIT/00000-of-00004.rejects.jsonl    one line a bad input: key and reason
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Manifest:
         try:
             fields = json.loads(path.read_text())
             if fields["version"] != FORMAT_VERSION:
-                raise UserError(f"{path} has format {fields['version']}, this program reads {FORMAT_VERSION}; tokenize again.")
+                raise UserError(
+                    f"{path} has format {fields['version']}, this program reads {FORMAT_VERSION}; tokenize again."
+                )
             fields["tasks"] = {
                 task: {split: [Shard(**s) for s in shards] for split, shards in splits.items()}
                 for task, splits in fields["tasks"].items()

@@ -83,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as e:
         if e.errno == 28:  # ENOSPC
-            print(f"anygpt: The disk is full ({e.filename or e}); free some room and run the same command again.", file=sys.stderr)
+            print(
+                f"anygpt: The disk is full ({e.filename or e}); free some room and run the same command again.",
+                file=sys.stderr,
+            )
             return 2
         raise
     return 0

@@ -4,6 +4,18 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 
+# Five sentences of real human speech are test data in pocketsphinx's source package, not in its wheel.
+unpack_librivox() {
+  local venv=$1 sources
+  sources=$(mktemp -d)
+  "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary pocketsphinx \
+    --dest "$sources" "$(grep '^pocketsphinx==' "$constraints")" 2> >(grep -v '^WARNING: Location' >&2)
+  mkdir -p "$venv/share/anygpt/librivox"
+  tar -xzf "$sources"/pocketsphinx-*.tar.gz -C "$venv/share/anygpt/librivox" --strip-components=4 --wildcards \
+    '*/test/data/librivox/*.wav' '*/test/data/librivox/transcription'
+  rm -r "$sources"
+}
+
 ensure_environment() {
   local venv=${1:-.venv} python=${ANYGPT_PYTHON:-python3.11} minor stamp
   command -v "$python" >/dev/null || { echo "anygpt: $python is not on the PATH; install Python 3.11 or set ANYGPT_PYTHON." >&2; exit 2; }
@@ -16,5 +28,6 @@ ensure_environment() {
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e ".[all,dev]" 2> >(grep -v '^WARNING: Location' >&2)
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/media.txt 2> >(grep -v '^WARNING: Location' >&2)
+  unpack_librivox "$venv"
   echo "$stamp" > "$venv/.anygpt-stamp"
 }

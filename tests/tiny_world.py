@@ -195,7 +195,7 @@ def build(workdir: pathlib.Path, sizes: dict[str, int], mend=lambda example: exa
                 lambda examples=examples: iter(examples), output_signature=signature
             )
         tfds.dataset_builders.store_as_tfds_dataset(
-            name="embedded_world", config=data, version="1.0.0", data_dir=str(settings.data_dir(config(workdir))),
+            name="embedded_world", config=data, version=settings.VERSION, data_dir=str(settings.data_dir(config(workdir))),
             split_datasets=splits, features=features, disable_shuffling=True,
         )  # fmt: skip
 

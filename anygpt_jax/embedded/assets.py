@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import sys
 
 from anygpt_jax.errors import UserError
 
@@ -37,3 +38,22 @@ def require(*modules: str) -> None:
     """Raises UserError if one of these packages is not installed."""
     for module in modules:
         package_path(module)
+
+
+def librivox() -> list[tuple[pathlib.Path, str]]:
+    """(WAV, lower-case transcript) of the real LibriVox sentences in pocketsphinx's source package, in order.
+
+    `launch/environment.sh` unpacks them; the wheel does not hold them.
+    """
+    folder = pathlib.Path(sys.prefix) / "share" / "anygpt" / "librivox"
+    lines = folder / "transcription"
+    if not lines.is_file():
+        raise UserError(
+            f"The embedded data set needs the LibriVox sentences of pocketsphinx's source package in {folder}; "
+            "run `bash launch/quickstart.sh`, which unpacks them."
+        )
+    found = []
+    for line in lines.read_text().splitlines():
+        text, _, name = line.removeprefix("<s>").partition("</s>")
+        found.append((folder / f"{name.strip(' ()')}.wav", text.strip().lower()))
+    return found

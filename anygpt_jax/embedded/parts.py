@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from anygpt_jax.embedded import grammar, scenes, sentences, tunes, voices
+from anygpt_jax.embedded import assets, grammar, scenes, sentences, tunes, voices
 from anygpt_jax.embedded.settings import Settings
 from anygpt_jax.embedded.splits import TEST, TRAIN, VALIDATION
 
 Example = dict[str, Any]
 TTS_VOICES_A_SENTENCE = 2  # of the training sentences
+LIBRIVOX = "test_librivox"  # real human speech, read from a novel
 CHUNK = 8  # utterances handed to a worker at a time
 
 # part -> its splits
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "images": (TRAIN, VALIDATION, TEST, "test_openmoji"),
-    "speech": (TRAIN, VALIDATION, TEST, "test_voice"),
+    "speech": (TRAIN, VALIDATION, TEST, "test_voice", LIBRIVOX),
     "music": (TRAIN, VALIDATION, TEST),
     "interleaved": (TRAIN, VALIDATION, TEST),
 }
@@ -47,6 +48,8 @@ def key(part: str, split: str, number: int) -> str:
 
 def size(settings: Settings, part: str, split: str) -> int:
     """Examples of a split."""
+    if split == LIBRIVOX:
+        return len(assets.librivox())
     if split != TRAIN:
         return settings.held_out
     return {
@@ -109,6 +112,15 @@ def spoken_sentences(settings: Settings, split: str) -> list[tuple[sentences.Sen
 
 def speech(settings: Settings, split: str) -> Iterator[Example]:
     """Spoken sentences, with the attributes of the picture or the tune that they mention."""
+    if split == LIBRIVOX:
+        for i, (path, text) in enumerate(assets.librivox()):
+            yield {
+                "key": key("speech", split, i),
+                "speech": path.read_bytes(),
+                "text": text,
+                "attributes": to_json({"text": text, "voice": "librivox", "kind": "read"}),
+            }
+        return
     jobs = spoken_sentences(settings, split)
     sounds = _utterances([(sentence.text, voice) for sentence, voice in jobs])
     for i, ((sentence, voice), sound) in enumerate(zip(jobs, sounds, strict=True)):

@@ -12,7 +12,7 @@ import ml_collections
 from anygpt_jax.errors import UserError
 
 # Raise it whenever the same settings would give other examples: the folder of a build is named after it.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 BUILDER_CONFIGS = ("images", "speech", "music", "interleaved")
 INSTRUMENTS_AMONG_OBJECTS = 8
 

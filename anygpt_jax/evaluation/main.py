@@ -16,7 +16,11 @@ import ml_collections
 
 from anygpt_jax.cache import write_atomically
 
-HARD_SPLITS = (("image", "text", "test_openmoji"), ("speech", "text", "test_voice"))
+HARD_SPLITS = (
+    ("image", "text", "test_openmoji"),
+    ("speech", "text", "test_voice"),
+    ("speech", "text", "test_librivox"),
+)
 JUDGE_CLIPS = 600  # originals of the training split that the judge of music learns from
 PACKAGES = (
     "anygpt-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tensorflow-datasets", "apache-beam",

@@ -48,9 +48,9 @@ class ImageTokenizer:
         if not data:
             raise UserError("The image file is empty; give a PNG, JPEG or WebP file.")
         try:
-            image = Image.open(io.BytesIO(data))
-            image.load()
-            image = image.convert("RGBA")
+            opened = Image.open(io.BytesIO(data))
+            opened.load()
+            image = opened.convert("RGBA")
         except UnidentifiedImageError as e:
             raise UserError("This is not an image file that can be read; give a PNG, JPEG or WebP file.") from e
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:

@@ -79,9 +79,7 @@ class SpeechTokenizer:
         length = -(-len(samples) // self.frame)
         return batching.bucketed(self._voice, [samples], [length], self._buckets, self.frame)[0]
 
-    def decode(
-        self, codes: Sequence[np.ndarray], prompt: Audio | None = None, acoustic: bool = False
-    ) -> list[Audio]:
+    def decode(self, codes: Sequence[np.ndarray], prompt: Audio | None = None, acoustic: bool = False) -> list[Audio]:
         """Semantic codes int32[N] (or all of them, int32[N, Q]) → sound, in the voice of the prompt.
 
         Without a prompt it is the default voice. `acoustic` fills in the other codebooks by the second stage;

@@ -105,7 +105,7 @@ def instrument_to_draw(attributes: Attributes) -> Attributes:
 PAIRS = (
     PairTask("image", "text", "images", "caption_attributes", (*TRAINED_SPLITS, "test_openmoji")),
     PairTask("text", "image", "images", "image_attributes"),
-    PairTask("speech", "text", "speech", "word_error_rate", (*TRAINED_SPLITS, "test_voice")),
+    PairTask("speech", "text", "speech", "word_error_rate", (*TRAINED_SPLITS, "test_voice", "test_librivox")),
     PairTask("text", "speech", "speech", "speech_word_error_rate", keep=in_a_voice_to_imitate),
     PairTask("music", "text", "music", "music_caption_attributes"),
     PairTask("text", "music", "music", "music_attributes"),

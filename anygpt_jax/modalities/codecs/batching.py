@@ -41,7 +41,8 @@ def bucketed(
             index[: len(members)] = members
             for row, i in enumerate(members):
                 batch[row, : len(items[i])] = items[i]
-            steps = np.array([lengths[i] if i >= 0 else 0 for i in index], np.int32)
+            steps = np.zeros(BATCH, np.int32)
+            steps[: len(members)] = [lengths[i] for i in members]
             for i, result in zip(members, np.asarray(run(batch, steps, index)), strict=False):
                 results[i] = result
     return [r for r in results if r is not None]

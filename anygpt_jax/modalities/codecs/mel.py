@@ -70,14 +70,14 @@ def stft(samples: Float[Array, "B N"], n_fft: int, hop: int) -> Array:
 
 def istft(spectrum: Array, n_fft: int, hop: int) -> Float[Array, "B N"]:
     """The signal whose `stft` is nearest in the least-squares sense (Griffin and Lim, 1984, eq. 6)."""
-    batch, frames, _ = spectrum.shape
+    frames = spectrum.shape[1]
     window = _window(n_fft)
     overlap = n_fft // hop
 
     def add(parts):  # [B, frames, n_fft] -> [B, (frames + overlap - 1) * hop]
         parts = parts.reshape(parts.shape[0], frames, overlap, hop)
-        total = sum(jnp.pad(parts[:, :, r], ((0, 0), (r, overlap - 1 - r), (0, 0))) for r in range(overlap))
-        return total.reshape(parts.shape[0], -1)
+        shifted = [jnp.pad(parts[:, :, r], ((0, 0), (r, overlap - 1 - r), (0, 0))) for r in range(overlap)]
+        return functools.reduce(jnp.add, shifted).reshape(parts.shape[0], -1)
 
     signal = add(jnp.fft.irfft(spectrum, n_fft) * window)
     weight = add(jnp.broadcast_to(jnp.asarray(window**2), (1, frames, n_fft)))

@@ -19,7 +19,9 @@ def dictionary() -> dict[str, tuple[int, ...]]:
     try:
         import pocketsphinx
     except ImportError as e:
-        raise UserError("The speech tokenizer learns phones from pocketsphinx's dictionary; `pip install pocketsphinx`.") from e
+        raise UserError(
+            "The speech tokenizer learns phones from pocketsphinx's dictionary; `pip install pocketsphinx`."
+        ) from e
     labels = {phone: i + 1 for i, phone in enumerate(PHONES)}
     words = {}
     with open(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"), encoding="utf-8") as lines:

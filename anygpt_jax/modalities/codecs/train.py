@@ -175,4 +175,8 @@ def _speech_quality(tokenizer: Any, sounds: list[Audio]) -> dict[str, Any]:
         name: round(train_mel.log_mel_distance(originals, [s.samples for s in decoded], tokenizer.mel), 4)
         for name, decoded in ways.items()
     }
-    return {"n": len(sounds), "log_mel_l1_nats": distances, "semantic_codes_used": len(np.unique(np.concatenate(semantic)))}
+    return {
+        "n": len(sounds),
+        "log_mel_l1_nats": distances,
+        "semantic_codes_used": len(np.unique(np.concatenate(semantic))),
+    }

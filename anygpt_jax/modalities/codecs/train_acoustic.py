@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -22,7 +20,7 @@ def train(config: ml_collections.ConfigDict, codec: MelCodec, data: Corpus) -> a
     stage = acoustic.AcousticStage(settings, codec.settings, rngs=nnx.Rngs(config.seed))
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 50, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
-    graph, params, rest = nnx.split(stage, nnx.Param, ...)
+    graph, params, rest = nnx.split(stage, nnx.Param, ...)  # type: ignore[misc]
     vectors = codec.codebooks[...]
 
     @jax.jit

@@ -105,7 +105,7 @@ def train(config: ml_collections.ConfigDict, images: np.ndarray, layouts: list[s
     initialize(codec, pairs, images, key)
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-    graph, params, rest = nnx.split(codec, nnx.Param, ...)
+    graph, params, rest = nnx.split(codec, nnx.Param, ...)  # type: ignore[misc]
 
     @functools.partial(jax.jit, static_argnames="quantized")
     def step(params, rest, opt, books, batch, key, quantized):

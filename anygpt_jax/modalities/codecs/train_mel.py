@@ -107,7 +107,7 @@ def train(config: ml_collections.ConfigDict, data: Corpus, name: str) -> MelCode
     codec.mean[...], codec.std[...] = jnp.asarray(mean), jnp.asarray(std)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 50, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-3))
-    graph, params, rest = nnx.split(codec, nnx.Param, ...)
+    graph, params, rest = nnx.split(codec, nnx.Param, ...)  # type: ignore[misc]
     key = jax.random.key(config.seed)
 
     @functools.partial(jax.jit, static_argnames="quantized")

@@ -79,7 +79,9 @@ def fill(build: Callable[[], M], tensors: Mapping[str, np.ndarray], prefix: str 
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def halve(tensors: Mapping[str, np.ndarray], keep: tuple[str, ...] = ("codebooks", "mean", "std")) -> dict[str, np.ndarray]:
+def halve(
+    tensors: Mapping[str, np.ndarray], keep: tuple[str, ...] = ("codebooks", "mean", "std")
+) -> dict[str, np.ndarray]:
     """fp16 for everything but what codes are compared with; activations stay fp32."""
     return {
         name: array if array.dtype != np.float32 or name.split(".")[-1] in keep else array.astype(np.float16)
