@@ -86,7 +86,8 @@ def config(workdir: pathlib.Path, **train) -> ml_collections.ConfigDict:
             "mixture": dict.fromkeys(TASKS, 1.0),
             "model": {
                 "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 48,
-                "rope_theta": 1e4,                "norm_eps": 1e-5, "tied_embeddings": True, "qk_norm": True, "vocab_multiple": 8,
+                "rope_theta": 1e4, "norm_eps": 1e-5, "tied_embeddings": True, "qk_norm": True,
+                "vocab_multiple": 8,
                 "param_dtype": "float32", "compute_dtype": "float32", "remat": "none",
             },
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
