@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.crop = 32  # latents
     c.learning_rate = 1.5e-3
     c.first_only = 0.15  # share of the items that are decoded from the first codebook alone
+    c.warp = 0.0  # pitch is what music is about
     c.commitment = 0.1
     c.log_every = 100
     c.measure_splits = ("test",)

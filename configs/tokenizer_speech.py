@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.codebooks = 4  # the first is semantic and the language model's, the others are the acoustic stage's
     m.codebook_size = 256
     m.voice = 16  # numbers that tell the decoder who speaks
+    m.phones = 39  # of ARPABET, which supervise the semantic codebook
     c.min_codes = 8
     c.max_codes = 150  # 6 s
     c.longest_samples = 64 * 640  # utterances beyond are left out of training
@@ -36,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.crop = 0  # whole utterances: their phones are known, not where they are
     c.learning_rate = 1.5e-3
     c.first_only = 0.5  # share of the items that are decoded from the first codebook alone
+    c.warp = 0.22  # those hear their frequencies multiplied by exp(-0.22) to exp(0.22), as another voice's
     c.commitment = 0.1
     c.ctc = 0.3  # weight of the phones' loss, in nats a phone
     c.log_every = 100

@@ -63,10 +63,11 @@ def test_loss_weights_and_targets_land_on_the_right_tokens():
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_the_global_batch_is_the_same_for_any_number_of_hosts(cache, hosts):
-    for step in (0, 3, 11):  # 16 rows a chunk and 4 a batch: step 11 lies in the third chunk
-        whole = source(cache)[step]
-        # Every host builds its own plan, as separate processes do.
-        parts = [source(cache, rows=host_rows(4, host, hosts))[step] for host in range(hosts)]
+    alone = source(cache)
+    # Every host builds its own plan, as separate processes do.
+    each = [source(cache, rows=host_rows(4, host, hosts)) for host in range(hosts)]
+    for step in (11, 0, 3):  # 16 rows a chunk and 4 a batch: step 11 lies in the third chunk
+        whole, parts = alone[step], [one[step] for one in each]
         assert same(whole, {name: np.concatenate([part[name] for part in parts]) for name in whole})
 
 

@@ -41,10 +41,14 @@ def tokens_of(shape, seed=1, vocab=48):
     return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)
 
 
+# Compiled whole: operation by operation, XLA would compile each one for each length.
+forward = nnx.jit(lambda decoder, tokens, positions, segment_ids: decoder(tokens, positions, segment_ids))
+
+
 def alone(decoder, tokens):
     """Logits [n, V] of one sequence without any packing."""
     n = len(tokens)
-    return decoder(tokens[None], np.arange(n)[None], np.ones((1, n), np.int32))[0]
+    return forward(decoder, tokens[None], np.arange(n)[None], np.ones((1, n), np.int32))[0]
 
 
 def numpy_llama(p, c, tokens):
@@ -103,8 +107,9 @@ def test_a_token_depends_on_no_later_one():
 
     # Every position gets its own row of the embedding, so that its gradient is the position's.
     inputs = jnp.asarray(decoder.embedding[...])[tokens]
+    gradient = jax.jit(jax.grad(logits_at))
     for t in range(n):
-        size = np.abs(jax.grad(logits_at)(inputs, t)).sum(-1)
+        size = np.abs(gradient(inputs, t)).sum(-1)
         assert (size[t + 1 :] == 0).all()
         assert (size[: t + 1] > 0).all()
 
@@ -127,13 +132,13 @@ def pack(sequences, length):
 def test_packed_sequences_do_not_see_each_other():
     decoder = lively(TINY)
     parts = [tokens_of(n, seed=n) for n in (5, 140, 1, 17)]  # 140 crosses a block of the attention
-    logits = decoder(*pack(parts, 180))[0]
+    logits = forward(decoder, *pack(parts, 180))[0]
     start = 0
     for part in parts:
         np.testing.assert_allclose(logits[start : start + len(part)], alone(decoder, part), atol=2e-5)
         start += len(part)
     changed = [parts[0], tokens_of(140, seed=99), *parts[2:]]
-    again = decoder(*pack(changed, 180))[0]
+    again = forward(decoder, *pack(changed, 180))[0]
     np.testing.assert_array_equal(again[:5], logits[:5])
     np.testing.assert_array_equal(again[145:163], logits[145:163])
     assert np.abs(again[5:145] - logits[5:145]).max() > 0.1
@@ -158,7 +163,7 @@ def test_attention_by_blocks_equals_plain_attention(kv_heads, length):
 
     np.testing.assert_allclose(packed_attention(q, k, v, segments), attention(q, k, v, mask), atol=1e-5)
     for ours, expected in zip(
-        jax.grad(by_blocks, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True
+        jax.jit(jax.grad(by_blocks, (0, 1, 2)))(q, k, v), jax.jit(jax.grad(plain, (0, 1, 2)))(q, k, v), strict=True
     ):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -197,7 +202,7 @@ def test_remat_and_unrolling_change_no_gradient(change):
             decoder = nnx.merge(nnx.split(Decoder(config, rngs=nnx.Rngs(0)))[0], state)
             return jax.nn.logsumexp(decoder(tokens, positions, segments)).sum()
 
-        return jax.grad(loss)(nnx.to_pure_dict(state))
+        return jax.jit(jax.grad(loss))(nnx.to_pure_dict(state))
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),

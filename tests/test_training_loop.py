@@ -110,7 +110,7 @@ def wait_for(process, path, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, how):
     """Long enough that the signal comes well before the end; compared bit by bit with an undisturbed run."""
     calm = start_run(tmp_path / "calm", steps=300, save_every=50, eval_every=0)

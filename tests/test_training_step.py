@@ -75,7 +75,7 @@ def test_packed_loss_and_gradients_equal_the_padded_ones():
     def loss(params, batch):
         return training_loss(loss_sums(nnx.merge(graph, params), batch, MODALITIES), 1e-3)
 
-    (a, da), (b, db) = (jax.value_and_grad(loss)(params, batch) for batch in (packed, padded))
+    (a, da), (b, db) = (jax.jit(jax.value_and_grad(loss))(params, batch) for batch in (packed, padded))
     np.testing.assert_allclose(a, b, rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), da, db)
 
@@ -83,8 +83,9 @@ def test_packed_loss_and_gradients_equal_the_padded_ones():
 def test_the_loss_is_the_mean_over_trained_tokens_and_splits_by_modality():
     batch = batch_of([records(3)], 96)
     decoder = Decoder(model_of(settings()), rngs=nnx.Rngs(0))
-    sums = loss_sums(decoder, batch, MODALITIES)
-    logits = np.asarray(decoder(batch["tokens"], batch["positions"], batch["segment_ids"]), np.float64)[0]
+    sums = nnx.jit(loss_sums, static_argnums=2)(decoder, batch, MODALITIES)
+    forward = nnx.jit(lambda d, b: d(b["tokens"], b["positions"], b["segment_ids"]))
+    logits = np.asarray(forward(decoder, batch), np.float64)[0]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.zeros((2, MODALITIES))
     start = 0
@@ -102,9 +103,8 @@ def test_a_batch_without_trained_tokens_has_loss_and_gradient_zero():
     batch = batch_of([records(2)], 96)
     batch["loss_weights"][:] = 0
     graph, state = nnx.split(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param)
-    loss, gradients = jax.value_and_grad(
-        lambda p: training_loss(loss_sums(nnx.merge(graph, p), batch, MODALITIES), 1e-3)
-    )(nnx.to_pure_dict(state))
+    function = jax.value_and_grad(lambda p: training_loss(loss_sums(nnx.merge(graph, p), batch, MODALITIES), 1e-3))
+    loss, gradients = jax.jit(function)(nnx.to_pure_dict(state))
     assert float(loss) == 0
     assert float(optax.global_norm(gradients)) == 0
 

@@ -169,7 +169,7 @@ def interleaved_example(split: str, i: int) -> dict:
 
 MAKERS = {
     "images": (image_example, ("test_openmoji",)),
-    "speech": (speech_example, ("test_voice",)),
+    "speech": (speech_example, ("test_voice", "test_librivox")),
     "music": (music_example, ()),
     "interleaved": (interleaved_example, ()),
 }

@@ -16,7 +16,7 @@ import numpy as np
 from anygpt_jax.data.mixture import Mixture
 from anygpt_jax.errors import UserError
 
-CHECKED_DRAWS = 8192  # how many draws the choice of draws_per_chunk is tried on
+CHECKED_DRAWS = 4096  # how many draws the choice of draws_per_chunk is tried on
 KEPT_PLANS = 4
 
 

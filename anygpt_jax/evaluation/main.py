@@ -15,6 +15,8 @@ from typing import Any
 import ml_collections
 
 from anygpt_jax.cache import write_atomically
+from anygpt_jax.embedded import settings
+from anygpt_jax.errors import UserError
 
 HARD_SPLITS = (
     ("image", "text", "test_openmoji"),
@@ -41,6 +43,8 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     from anygpt_jax.evaluation import pairs
     from anygpt_jax.evaluation.originals import tokenizer_table
 
+    if not settings.data_dir(config).is_dir():
+        raise UserError(f"No data set at {settings.data_dir(config)} for this config; run `anygpt build-data` first.")
     evaluation = prepare(config)
     size = config.evaluate.examples
     jobs: list[tuple[str, str, str | None]] = [(s, t, None) for s, t in pairs.directed_pairs()]

@@ -31,6 +31,7 @@ from anygpt_jax.templates import TEXT
 VERSION = 1  # of how scores are made; raise it and finished pairs are done again
 SHOWN = 8  # examples whose source and truth are kept beside the answer, for the report
 OPENMOJI = "test_openmoji"
+OUTSIDE_THE_GRAMMAR = ("test_librivox",)  # the recognizer knows only the small world's sentences: no ceiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Evaluation:
         if not hard and few.examples:
             results["untrained"] = metric(few.targets, self._answer(self.untrained, few, (target,))[target])
         results["chance"] = self._chance(name, source, target, asked)
-        results["ceiling"] = self._ceiling(name, source, target, asked, split)
+        if split not in OUTSIDE_THE_GRAMMAR:
+            results["ceiling"] = self._ceiling(name, source, target, asked, split)
         scores = example_scores(metric, asked.targets, answers["direct"][target])
         entry = self._entry(results, trained, scores)
         entry["seconds"] = round(time.monotonic() - began, 1)
@@ -133,8 +135,11 @@ class Evaluation:
     def _answer(self, pipeline: Pipeline, asked: Asked, plan: tuple[str, ...]) -> dict[str, list[Any]]:
         """What the model answers, by modality of the plan."""
         seeds = [stable_order(key, f"{self.config.seed}/{'/'.join(plan)}") for key in asked.keys]
-        batch = min(self.config.generate.batch_size, max(len(asked.prompts), 1))
-        answers = generate_many(pipeline.generator, asked.prompts, plan, seeds, batch)
+        size, generator = int(self.config.generate.batch_size), pipeline.generator
+        if len(asked.prompts) > size:
+            answers = generate_many(generator, asked.prompts, plan, seeds, size)
+        else:  # padded to the common size, as another one would be compiled anew
+            answers = generator.generate(asked.prompts, plan, seeds, batch_size=size)
         return {modality: pipeline.media(modality, answers) for modality in plan}
 
     def _chance(self, name: str, source: str, target: str, asked: Asked) -> dict[str, float]:
@@ -171,7 +176,7 @@ class Evaluation:
             "metric": name,
             "score": score,
             "chance": ways.pop("chance"),
-            "ceiling": ways.pop("ceiling"),
+            "ceiling": ways.pop("ceiling", None),
             "n": len(scores),
             "trained": trained,
             "higher_is_better": higher,

@@ -29,15 +29,27 @@ class Sound:
 
 
 def find(data_dir: str | pathlib.Path) -> pathlib.Path:
-    """The folder of the one built data set under `data_dir`; UserError if there is none, or several."""
+    """The folder of the one built data set under `data_dir`; UserError if there is none, or several.
+
+    What an earlier version of the builder left there is passed over.
+    """
+    from anygpt_jax.embedded.settings import VERSION
+
     root = pathlib.Path(data_dir)
     found = sorted({p for pattern in (DATASET, f"*/{DATASET}") for p in root.glob(pattern) if p.is_dir()})
+    current = [p for p in found if _version(p.parent) == VERSION]
+    found = current or found
     if not found:
         raise UserError(f"No built data set under {root}; run `anygpt build-data` first or set --config.data_dir.")
     if len(found) > 1:
         names = ", ".join(str(p.parent) for p in found)
         raise UserError(f"Several data sets are built under {root} ({names}); name one of them with --config.data_dir.")
     return found[0]
+
+
+def _version(folder: pathlib.Path) -> str | None:
+    settings = folder / "settings.json"
+    return json.loads(settings.read_text())["version"] if settings.is_file() else None
 
 
 def examples(data_dir: str | pathlib.Path, part: str, split: str) -> Iterator[dict[str, Any]]:

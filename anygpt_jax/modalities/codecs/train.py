@@ -23,21 +23,21 @@ import numpy as np
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.audio import SAMPLE_RATE
-from anygpt_jax.modalities.base import Audio
 from anygpt_jax.modalities.codecs import data, weights
 
 log = logging.getLogger(__name__)
-MODALITIES = ("text", "image", "speech", "music")
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace | None = None) -> None:
     """Trains `config.modality` and writes it to `config.output`, or to the workdir."""
-    if config.modality not in MODALITIES:
-        raise UserError(f"config.modality is '{config.modality}'; it must be one of {', '.join(MODALITIES)}.")
+    recipes = {"text": _text, "image": _image, "speech": _speech, "music": _music}
+    if config.modality not in recipes:
+        raise UserError(f"config.modality is '{config.modality}'; it must be one of {', '.join(recipes)}.")
     output = pathlib.Path(config.output or config.workdir)
     output.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
-    card = globals()[f"_{config.modality}"](config, output)
+    card = recipes[config.modality](config, output)
+    card["data"] = data.find(config.data_dir).parent.name  # the fingerprint of its settings
     card["cpu_seconds"] = round(time.process_time() - started, 1)
     write_card(output / f"{config.modality}.json", config, card)
     log.info("%s tokenizer: %s", config.modality, json.dumps(card["quality"]))
@@ -70,7 +70,7 @@ def _text(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, 
 
 
 def _image(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
-    from anygpt_jax.modalities.codecs import train_image
+    from anygpt_jax.modalities.codecs import measure, train_image
     from anygpt_jax.modalities.image import ImageTokenizer
 
     images, attributes = data.scenes(config.data_dir, "train")
@@ -80,26 +80,24 @@ def _image(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str,
     path = output / "image.safetensors"
     fingerprint = weights.save(path, weights.halve(weights.flatten(codec)), {"codec": config.codec.to_dict()})
     tokenizer = ImageTokenizer(path)
-    quality: dict[str, Any] = {}
-    for split in ("train", *config.measure_splits):
-        held_out = list(data.scenes(config.data_dir, split)[0][: config.measure])
-        codes = tokenizer.encode(held_out)
-        quality[split] = {
-            "n": len(held_out),
-            "psnr_db": round(float(train_image.psnr(np.stack(held_out), np.stack(tokenizer.decode(codes))).mean()), 2),
-            "codes_used": len(np.unique(np.stack(codes)[:, 1:])),
-        }
+    quality = {}
+    for split in config.measure_splits:
+        images, attributes = data.scenes(config.data_dir, split)
+        artist = "openmoji" if split.endswith("openmoji") else "twemoji"
+        quality[split] = measure.image(tokenizer, images[: config.measure], attributes[: config.measure], artist)
     return {"fingerprint": fingerprint, "quality": quality}
 
 
 def _music(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
-    from anygpt_jax.modalities.codecs import train_mel
+    from anygpt_jax.modalities.codecs import measure, train_mel
     from anygpt_jax.modalities.codecs.mel import MelSettings
     from anygpt_jax.modalities.music import MusicTokenizer
 
     mel = MelSettings(sample_rate=SAMPLE_RATE, **config.mel)
-    sounds = [s.samples for s in data.sounds(config.data_dir, "music", "train")]
-    corpus = train_mel.corpus(sounds, [[]] * len(sounds), mel, config.codec.stack, config.max_frames)
+    sounds = data.sounds(config.data_dir, "music", "train")
+    corpus = train_mel.corpus(
+        [s.samples for s in sounds], [[]] * len(sounds), mel, config.codec.stack, config.max_frames
+    )
     codec = train_mel.train(config, corpus, "music tokenizer")
     settings = {
         "codec": dataclasses.asdict(codec.settings), "mel": dataclasses.asdict(mel), "max_frames": config.max_frames
@@ -107,24 +105,17 @@ def _music(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str,
     path = output / "music.safetensors"
     fingerprint = weights.save(path, weights.halve(weights.flatten(codec)), settings)
     tokenizer = MusicTokenizer(path)
-    quality: dict[str, Any] = {}
-    for split in config.measure_splits:
-        held_out = data.sounds(config.data_dir, "music", split)[: config.measure]
-        codes = tokenizer.encode([Audio(s.samples, SAMPLE_RATE) for s in held_out])
-        decoded = [sound.samples for sound in tokenizer.decode(codes)]
-        books = np.concatenate(codes).reshape(-1, config.codec.codebooks)
-        quality[split] = {
-            "n": len(held_out),
-            "log_mel_l1_nats": round(train_mel.log_mel_distance([s.samples for s in held_out], decoded, mel), 4),
-            "codes_used": [len(np.unique(column)) for column in books.T],
-        }
+    quality = {
+        split: measure.music(tokenizer, data.sounds(config.data_dir, "music", split)[: config.measure], sounds)
+        for split in config.measure_splits
+    }
     return {"fingerprint": fingerprint, "quality": quality}
 
 
 def _speech(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str, Any]:
-    from anygpt_jax.modalities.codecs import train_acoustic, train_mel
+    from anygpt_jax.modalities.codecs import measure, train_acoustic, train_mel
     from anygpt_jax.modalities.codecs.mel import MelSettings
-    from anygpt_jax.modalities.codecs.phones import PHONES, to_phones
+    from anygpt_jax.modalities.codecs.phones import to_phones
     from anygpt_jax.modalities.speech import SpeechTokenizer
 
     mel = MelSettings(sample_rate=SAMPLE_RATE, **config.mel)
@@ -133,8 +124,6 @@ def _speech(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str
         [s.samples for s in sounds], [to_phones(s.text) for s in sounds], mel, config.codec.stack,
         -(-config.longest_samples // (mel.hop * config.codec.stack)),
     )  # fmt: skip
-    config = config.copy_and_resolve_references()
-    config.codec.phones = len(PHONES)
     codec = train_mel.train(config, corpus, "speech tokenizer")
     stage = train_acoustic.train(config.acoustic, codec, corpus)
     speaker = np.flatnonzero([s.attributes["voice"] == config.default_voice for s in sounds])
@@ -152,31 +141,8 @@ def _speech(config: ml_collections.ConfigDict, output: pathlib.Path) -> dict[str
     path = output / "speech.safetensors"
     fingerprint = weights.save(path, weights.halve(tensors), settings)
     tokenizer = SpeechTokenizer(path)
-    quality = {}
-    for split in config.measure_splits:
-        held_out = data.sounds(config.data_dir, "speech", split)[: config.measure]
-        quality[split] = _speech_quality(tokenizer, [Audio(s.samples, SAMPLE_RATE) for s in held_out])
+    quality = {
+        split: measure.speech(tokenizer, data.sounds(config.data_dir, "speech", split)[: config.measure])
+        for split in config.measure_splits
+    }
     return {"fingerprint": fingerprint, "quality": quality}
-
-
-def _speech_quality(tokenizer: Any, sounds: list[Audio]) -> dict[str, Any]:
-    """Log-mel distance of every way to decode, and how many semantic codes are in use."""
-    from anygpt_jax.modalities.codecs import train_mel
-
-    codes = tokenizer.encode_all(sounds)
-    semantic = [c[:, 0] for c in codes]
-    ways = {
-        "semantic": tokenizer.decode(semantic),
-        "semantic_and_acoustic_stage": tokenizer.decode(semantic, acoustic=True),
-        "all_codebooks": tokenizer.decode(codes),
-    }
-    originals = [s.samples for s in sounds]
-    distances = {
-        name: round(train_mel.log_mel_distance(originals, [s.samples for s in decoded], tokenizer.mel), 4)
-        for name, decoded in ways.items()
-    }
-    return {
-        "n": len(sounds),
-        "log_mel_l1_nats": distances,
-        "semantic_codes_used": len(np.unique(np.concatenate(semantic))),
-    }

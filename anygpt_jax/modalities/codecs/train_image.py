@@ -136,9 +136,3 @@ def train(config: ml_collections.ConfigDict, images: np.ndarray, layouts: list[s
     codec = nnx.merge(graph, params, rest)
     codec.codebook[...] = books.vectors[0]
     return codec
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float[N]: peak signal-to-noise ratio of uint8 images, in dB."""
-    error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean((1, 2, 3))
-    return 10 * np.log10(255**2 / np.maximum(error, 1e-3))

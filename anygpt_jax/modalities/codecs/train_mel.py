@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from anygpt_jax.modalities.audio import SAMPLE_RATE
 from anygpt_jax.modalities.codecs import mel, quantize
 from anygpt_jax.modalities.codecs.melcodec import CodecSettings, MelCodec, frame_mask
 from anygpt_jax.modalities.codecs.progress import steps_with_progress
@@ -68,13 +69,18 @@ def loss_fn(
     """(loss, (latents[B, T, D], codes[B, T, Q], metrics))."""
     mask = frame_mask(batch["lengths"], batch["log_mels"].shape[1] // codec.settings.stack)
     target = codec.standardize(batch["log_mels"])
-    latents = codec.latents(target, mask)
+    # Quantizer dropout, drawn for every item: the first codebook alone, or all of them.
+    alone = jax.random.bernoulli(key, config.first_only, (len(target), 1, 1))
+    heard = target
+    if config.warp:
+        # The first codebook alone hears another voice than it must give back: it learns not to hold the voice.
+        factors = jnp.exp(jax.random.uniform(jax.random.fold_in(key, 1), (len(target),), minval=-1.0) * config.warp)
+        heard = jnp.where(alone, warp_frequency(target, factors, SAMPLE_RATE), target)
+    latents = codec.latents(heard, mask)
     codes = quantize.residual_encode(latents, vectors)
     metrics = {}
     if quantized:
         partial = quantize.residual_decode(codes, vectors)
-        # Quantizer dropout, drawn for every item: the first codebook alone, or all of them.
-        alone = jax.random.bernoulli(key, config.first_only, (len(latents), 1, 1))
         chosen = jnp.where(alone, partial[..., 0, :], partial[..., -1, :])
         first = quantize.straight_through(latents, partial[..., 0, :])
         used = quantize.straight_through(latents, chosen)
@@ -93,6 +99,23 @@ def loss_fn(
         metrics["ctc"] = jnp.mean(ctc / count)
         loss += config.ctc * metrics["ctc"]
     return loss, (latents, codes, {"loss": loss, **metrics})
+
+
+def warp_frequency(mel_frames: jax.Array, factors: jax.Array, sample_rate: int) -> jax.Array:
+    """Mel frames float32[B, F, M] as if every frequency of item b were multiplied by `factors[b]`.
+
+    Interpolated between bands; beyond the outermost band the value there is kept.
+    """
+    bands = mel_frames.shape[-1]
+    step = mel.hz_to_mel(sample_rate / 2) / (bands + 1)
+    centres = mel.mel_to_hz(step * np.arange(1, bands + 1))
+    # The band that a centre comes from; mel(f) is written out because the formula there is numpy's.
+    sources = 2595.0 * jnp.log10(1.0 + centres / factors[:, None] / 700.0) / step - 1.0
+    sources = jnp.clip(sources, 0.0, bands - 1.0)[:, None]
+    low = jnp.minimum(sources.astype(jnp.int32), bands - 2)
+    weight = sources - low
+    below, above = (jnp.take_along_axis(mel_frames, low + i, -1) for i in (0, 1))
+    return (1 - weight) * below + weight * above
 
 
 def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -165,13 +188,3 @@ def _sample_latents(codec: MelCodec, data: Corpus, config: ml_collections.Config
         x, valid = latents(draw(data, config.batch_size, config.crop, codec.settings.stack, rng))
         found.append(np.asarray(x)[np.asarray(valid)])
     return jnp.asarray(np.concatenate(found))
-
-
-def log_mel_distance(a: list[np.ndarray], b: list[np.ndarray], settings: mel.MelSettings) -> float:
-    """Mean absolute difference of log-mels in nats, over the samples both of a pair have."""
-    total = []
-    for x, y in zip(a, b, strict=True):
-        n = min(len(x), len(y)) // settings.hop * settings.hop
-        pair = mel.log_mel(jnp.asarray(np.stack([x[:n], y[:n]])), settings)
-        total.append(float(jnp.abs(pair[0] - pair[1]).mean()))
-    return float(np.mean(total))

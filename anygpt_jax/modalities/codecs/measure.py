@@ -1,0 +1,111 @@
+"""Quality of a trained tokenizer on splits it never saw: distances, and what the tasks' own judges still hear and see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from anygpt_jax.modalities.audio import SAMPLE_RATE
+from anygpt_jax.modalities.base import Audio
+from anygpt_jax.modalities.codecs import mel
+from anygpt_jax.modalities.codecs.data import Sound
+from anygpt_jax.modalities.image import ImageTokenizer
+from anygpt_jax.modalities.music import MusicTokenizer
+from anygpt_jax.modalities.speech import SpeechTokenizer
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float[N]: peak signal-to-noise ratio of uint8[N, H, W, 3], in dB."""
+    error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean((1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(error, 1e-3))
+
+
+def log_mel_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], settings: mel.MelSettings) -> float:
+    """Mean absolute difference of log-mels in nats, over the samples both of a pair have."""
+    total = []
+    for x, y in zip(a, b, strict=True):
+        n = min(len(x), len(y)) // settings.hop * settings.hop
+        # One length for all: another one would be compiled anew.
+        longest = -(-max(map(len, (*a, *b))) // settings.hop) * settings.hop
+        pair = mel.log_mel(jnp.asarray([np.pad(s[:n], (0, longest - n)) for s in (x, y)]), settings)
+        total.append(float(jnp.abs(pair[0] - pair[1])[: n // settings.hop].mean()))
+    return float(np.mean(total))
+
+
+def image(tokenizer: ImageTokenizer, images: np.ndarray, attributes: Sequence[dict], artist: str) -> dict[str, Any]:
+    """Attributes are read off the reconstructions by the independent reader of pixels."""
+    from anygpt_jax.tasks.metrics.image import image_attributes, reading_scenes_of
+
+    codes = tokenizer.encode(list(images))
+    decoded = tokenizer.decode(codes)
+    with reading_scenes_of(artist):
+        scores = image_attributes(attributes, decoded)
+    return {
+        "n": len(images),
+        "psnr_db": round(float(psnr(images, np.stack(decoded)).mean()), 2),
+        "codes_used": len(np.unique(np.stack(codes)[:, 1:])),
+        **_rounded(scores),
+    }
+
+
+def music(tokenizer: MusicTokenizer, sounds: Sequence[Sound], training: Sequence[Sound]) -> dict[str, Any]:
+    """Instrument and tempo by classifiers fitted on original training clips; pitch by YIN."""
+    from anygpt_jax.tasks.metrics.music import MusicJudge
+    from anygpt_jax.tasks.metrics.pitch import pitch_share
+    from anygpt_jax.tasks.metrics.scores import instrument_scores
+
+    originals = [s.samples for s in sounds]
+    codes = tokenizer.encode(_audio(sounds))
+    decoded = tokenizer.decode(codes)
+    judge = MusicJudge.fit(_audio(training), [dict(s.attributes) for s in training])
+    notes = [
+        pitch_share(s.attributes["notes"], s.samples, sound.samples, SAMPLE_RATE)
+        for s, sound in zip(sounds, decoded, strict=True)
+    ]
+    right, judged = np.sum(notes, 0)
+    books = np.concatenate(codes).reshape(-1, tokenizer.settings.codebooks)
+    return {
+        "n": len(sounds),
+        "log_mel_l1_nats": round(log_mel_distance(originals, [d.samples for d in decoded], tokenizer.mel), 4),
+        "codes_used": [len(np.unique(column)) for column in books.T],
+        "pitch": round(float(right / max(judged, 1)), 4),
+        "notes": int(judged),
+        **_rounded(instrument_scores([s.attributes for s in sounds], judge.read(decoded))),
+    }
+
+
+def speech(tokenizer: SpeechTokenizer, sounds: Sequence[Sound]) -> dict[str, Any]:
+    """Word error rate under the independent recognizer, and log-mel distance, of every way to decode."""
+    from anygpt_jax.tasks.metrics.speech import speech_word_error_rate
+
+    codes = tokenizer.encode_all(_audio(sounds))
+    semantic = [c[:, 0] for c in codes]
+    ways = {
+        "original": _audio(sounds),
+        "semantic": tokenizer.decode(semantic),
+        "semantic_and_acoustic_stage": tokenizer.decode(semantic, acoustic=True),
+        "all_codebooks": tokenizer.decode(codes),
+    }
+    originals = [s.samples for s in sounds]
+    targets = [{"text": s.text} for s in sounds]
+    return {
+        "n": len(sounds),
+        "semantic_codes_used": len(np.unique(np.concatenate(semantic))),
+        "wer": {name: round(speech_word_error_rate(targets, heard)["wer"], 4) for name, heard in ways.items()},
+        "log_mel_l1_nats": {
+            name: round(log_mel_distance(originals, [s.samples for s in heard], tokenizer.mel), 4)
+            for name, heard in ways.items()
+            if name != "original"
+        },
+    }
+
+
+def _audio(sounds: Sequence[Sound]) -> list[Audio]:
+    return [Audio(s.samples, SAMPLE_RATE) for s in sounds]
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in scores.items()}
