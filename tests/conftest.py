@@ -5,3 +5,20 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+from anygpt_jax.modalities import base
+from anygpt_jax.modalities.text import TextTokenizer
+
+REAL = (base._entry_points, TextTokenizer.__dict__["load"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def whose_tokenizers(request):
+    """`tiny_world` puts small stand-ins in the place of the tokenizers, for the modules that import it and no others."""
+    if hasattr(request.module, "tiny_world"):
+        request.module.tiny_world.install()
+    else:
+        base._entry_points, TextTokenizer.load = REAL
+        base.get.cache_clear()
