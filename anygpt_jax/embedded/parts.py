@@ -18,6 +18,7 @@ import numpy as np
 from anygpt_jax.embedded import assets, grammar, scenes, sentences, tunes, voices
 from anygpt_jax.embedded.settings import Settings
 from anygpt_jax.embedded.splits import TEST, TRAIN, VALIDATION
+from anygpt_jax.modalities.audio import load_audio
 
 Example = dict[str, Any]
 TTS_VOICES_A_SENTENCE = 2  # of the training sentences
@@ -116,7 +117,7 @@ def speech(settings: Settings, split: str) -> Iterator[Example]:
         for i, (path, text) in enumerate(assets.librivox()):
             yield {
                 "key": key("speech", split, i),
-                "speech": path.read_bytes(),
+                "speech": voices.encode_flac(load_audio(path.read_bytes())),
                 "text": text,
                 "attributes": to_json({"text": text, "voice": "librivox", "kind": "read"}),
             }
