@@ -77,10 +77,11 @@ def test_media_decode(world):
     for example in itertools.chain(*world["images"].values()):
         assert np.asarray(Image.open(io.BytesIO(example["image"]))).shape == (72, 72, 3)
     for part in ("speech", "music"):
-        for example in itertools.chain(*world[part].values()):
+        for split, example in ((split, e) for split, examples in world[part].items() for e in examples):
             info = soundfile.info(io.BytesIO(example[part]))
             assert (info.format, info.samplerate, info.channels) == ("FLAC", 16_000, 1)
-            assert info.duration == 4.0 if part == "music" else 0.7 < info.duration < 5
+            longest = 8 if split == "test_librivox" else 5  # a novel's sentences are longer than ours
+            assert info.duration == 4.0 if part == "music" else 0.7 < info.duration < longest
 
 
 def test_a_picture_is_what_its_attributes_say(world):
