@@ -9,12 +9,13 @@ import optax
 import pytest
 import synthetic
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from anygpt_jax.data.loader import pack_row
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
-from anygpt_jax.model.sharding import MESH_AXES, make_mesh
+from anygpt_jax.model.sharding import MESH_AXES, between_steps, make_mesh
 from anygpt_jax.training import step as train_step
 from anygpt_jax.training.loss import loss_sums, token_losses, training_loss
 from anygpt_jax.training.optimizer import decayed, make_optimizer, make_schedule
@@ -113,9 +114,9 @@ ONE = (1, 1, 1, 1, 1)
 MESHES = [(1, 8, 1, 1, 1), (1, 1, 8, 1, 1), (1, 2, 2, 1, 2), (1, 1, 2, 1, 4), (2, 1, 2, 2, 1)]  # as MESH_AXES
 
 
-def program_on(mesh, optimizer="adamw"):
+def program_on(mesh, **train):
     config = settings()
-    config.train.update(optimizer=optimizer, batch_size=8)
+    config.train.update({"batch_size": 8} | train)
     axes = dict(zip(MESH_AXES, mesh, strict=True))
     return train_step.build(model_of(config), config.train, make_mesh(axes), MODALITIES)
 
@@ -123,7 +124,7 @@ def program_on(mesh, optimizer="adamw"):
 @functools.cache
 def two_steps(mesh, optimizer):
     """The parameters after two steps, and (loss, gradient norm, losses by modality) of each."""
-    program = program_on(mesh, optimizer)
+    program = program_on(mesh, optimizer=optimizer)
     state, out = program.init(0), []
     for s in range(2):
         batch = batch_of([records(2, seed=(s, row)) for row in range(8)], 64)
@@ -133,26 +134,43 @@ def two_steps(mesh, optimizer):
 
 
 @functools.cache
-def gradients_on(mesh):
-    program, batch = program_on(mesh), batch_of([records(2, seed=s) for s in range(8)], 64)
-    decoder = Decoder(model_of(settings()), rngs=nnx.Rngs(0))
-    graph = nnx.split(decoder, nnx.Param)[0]
-
-    def loss(params, batch):
-        return training_loss(loss_sums(nnx.merge(graph, params), batch, MODALITIES), 1e-4)
-
-    placed = program.place(batch, range(8), 8)
+def gradients_on(mesh, microbatches=1, batch_size=8):
+    """(loss, sums, gradients) of the step itself."""
+    program = program_on(mesh, microbatches=microbatches, batch_size=batch_size, z_loss=1e-4)
+    batch = batch_of([records(2, seed=s) for s in range(batch_size)], 64)
+    params = nnx.to_pure_dict(nnx.state(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state["params"])
-    params = jax.device_put(nnx.to_pure_dict(nnx.state(decoder, nnx.Param)), shardings)
-    with jax.set_mesh(program.mesh):
-        return jax.device_get(jax.jit(jax.value_and_grad(loss))(params, placed))
+    placed = program.place(batch, range(batch_size), batch_size)
+    return jax.device_get(program.gradients(jax.device_put(params, shardings), placed))
+
+
+def test_the_steps_gradients_are_those_of_the_plain_loss():
+    """Without a mesh, replicas or microbatches: the loss of the whole batch, differentiated."""
+    graph, state = nnx.split(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param)
+    batch = batch_of([records(2, seed=s) for s in range(8)], 64)
+    loss, expected = jax.jit(
+        jax.value_and_grad(lambda p: training_loss(loss_sums(nnx.merge(graph, p), batch, MODALITIES), 1e-4))
+    )(nnx.to_pure_dict(state))
+    value, sums, found = gradients_on(ONE)
+    np.testing.assert_allclose(value, loss, rtol=1e-6)
+    np.testing.assert_array_equal(sums.weight.sum(), batch["loss_weights"].sum())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_loss_and_gradients_of_every_mesh_equal_one_devices(mesh):
     """Gradients themselves, to 1e-5: through Adam the sign of a tiny one would decide."""
-    (loss, ours), (loss_1, expected) = gradients_on(mesh), gradients_on(ONE)
+    (loss, sums, ours), (loss_1, sums_1, expected) = gradients_on(mesh), gradients_on(ONE)
     np.testing.assert_allclose(loss, loss_1, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, sums_1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
+
+
+@pytest.mark.parametrize(("mesh", "microbatches"), [(ONE, 4), ((1, 2, 2, 1, 2), 2), ((2, 2, 1, 2, 1), 4)])
+def test_microbatches_change_nothing(mesh, microbatches):
+    (loss, sums, ours), (loss_1, sums_1, expected) = gradients_on(mesh, microbatches, 16), gradients_on(ONE, 1, 16)
+    np.testing.assert_allclose(loss, loss_1, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, sums_1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
 
 
@@ -169,6 +187,16 @@ def test_parameters_and_moments_are_divided_over_the_mesh():
     moments = [m for m in jax.tree.leaves(state["optimizer"]) if m.shape == q.shape]
     assert moments
     assert all(m.sharding.shard_shape(m.shape) in {(2, 16, 1, 8), (2, 1, 4, 8)} for m in moments)
+
+
+def test_between_steps_replicas_share_the_state_where_it_divides():
+    params = program_on((2, 2, 2, 1, 1)).abstract_state["params"]
+    q, norm = params["blocks"]["q"], params["norm"]
+    assert q.sharding.shard_shape(q.shape) == (2, 32 // 4, 4, 8)  # over fsdp and data, not over slices
+    assert norm.sharding.shard_shape(norm.shape) == norm.shape
+    mesh = make_mesh({"data": 8})
+    shape, sharding = jax.ShapeDtypeStruct((12, 16), jnp.float32), NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    assert between_steps([shape], [sharding])[0].shard_shape(shape.shape) == (12, 2)
 
 
 def test_muon_on_a_mesh_trains_as_on_one_device():

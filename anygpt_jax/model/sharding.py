@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,14 @@ from anygpt_jax.errors import UserError
 # slice: data parallel over slices, whose network is slow (DCN); the others lie within a slice (ICI).
 MESH_AXES = ("slice", "data", "fsdp", "context", "tensor")
 
+# The axes over which the layers' weights are whole: every index along them is a replica with rows of its own, and
+# replicas meet once a step, when their gradients are summed.
+REPLICAS = ("slice", "data")
+BATCH_AXES = (*REPLICAS, "fsdp")  # the axes that cut a batch
+
 # logical axis -> mesh axis (or axes). What is not named here is replicated.
-RULES: dict[str, str | tuple[str, ...]] = {
-    "batch": ("slice", "data", "fsdp"),
+RULES: dict[str, str] = {
+    "batch": "fsdp",
     "length": "context",
     "embed": "fsdp",
     "vocab": "tensor",
@@ -65,7 +70,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:
-    """The sharding of every nnx.Param of a (possibly abstract) nnx.State, as a pure nested dict.
+    """The sharding in a step of every nnx.Param of a (possibly abstract) nnx.State, as a pure nested dict.
 
     Every Param names its logical axes in its metadata `axes`. UserError if an axis does not divide.
     """
@@ -91,9 +96,43 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return shardings
 
 
+def between_steps(shapes: Any, shardings: Any) -> Any:
+    """Shardings of the parameters and the optimizer's state while no step uses them: cut over `data` as well.
+
+    Along the first divided axis that divides further, since a part of the leading axes is one piece of memory;
+    a parameter of which none does stays as it is.
+    """
+
+    def one(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
+        mesh, partition = sharding.mesh, list(sharding.spec)
+        for i, axis in enumerate(partition):
+            if axis and x.shape[i] % (mesh.shape[axis] * mesh.shape["data"]) == 0:
+                partition[i] = (axis, "data")
+                break
+        return NamedSharding(mesh, P(*partition))
+
+    return jax.tree.map(one, shapes, shardings)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays [B, L]: rows over the data axes, positions over the context axis."""
-    return NamedSharding(mesh, spec(("batch", "length")))
+    """Arrays [B, L]: rows over the replicas and within each, positions over the context axis."""
+    return NamedSharding(mesh, P(BATCH_AXES, "context"))
+
+
+def by_replica(function: Callable, mesh: Mesh) -> Callable:
+    """`function(params, batch)` on every replica's rows of the batch; its results with a leading axis of replicas.
+
+    What it returns is not summed over the replicas, so that within a loop over layers they need not talk.
+    """
+    replicas = math.prod(mesh.shape[axis] for axis in REPLICAS)
+    rows_on = NamedSharding(mesh, P(REPLICAS, *spec(("batch", "length"))))
+
+    def call(params: Any, batch: Any) -> Any:
+        rows = jax.tree.map(lambda x: x.reshape(replicas, -1, *x.shape[1:]), batch)
+        rows = jax.lax.with_sharding_constraint(rows, rows_on)
+        return jax.vmap(function, in_axes=(None, 0), spmd_axis_name=REPLICAS)(params, rows)
+
+    return call
 
 
 def like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:

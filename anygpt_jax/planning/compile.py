@@ -38,6 +38,9 @@ ENVIRONMENT = {
 }
 
 
+FORMAT = 2  # of what is stored
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """What the compiler allocates on one device, bytes."""
@@ -48,6 +51,7 @@ class Memory:
     temporaries: int = 0  # everything in between, reused buffers once
     program: int = 0
     host: int = 0  # offloaded
+    peak: int = 0  # the most that is in use at one time; allocation rounds and fragments
 
     @property
     def hbm(self) -> int:
@@ -163,6 +167,7 @@ def _compile(lowered: jax.stages.Lowered, topology: Topology) -> dict[str, Any]:
         stats.temp_size_in_bytes,
         stats.generated_code_size_in_bytes,
         stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
+        stats.peak_memory_in_bytes,
     )
     return {"text": compiled.as_text() or "", "refused": "", "memory": dataclasses.asdict(memory)}
 
@@ -176,7 +181,13 @@ def _needed(message: str) -> int:
 def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """SHA-256 of everything that decides the compiled program."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-    settings = [topology.name, repr(topology.arguments()), sorted(topology.chip.options), sorted(versions.items())]
+    settings = [
+        FORMAT,
+        topology.name,
+        repr(topology.arguments()),
+        sorted(topology.chip.options),
+        sorted(versions.items()),
+    ]
     return hashlib.sha256((json.dumps(settings) + lowered.as_text()).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.planning.chips import Topology
 from anygpt_jax.planning.collectives import census
 from anygpt_jax.planning.compile import Compiled
-from anygpt_jax.planning.hlo import HBM, Instruction, Module, parse
+from anygpt_jax.planning.hlo import HBM, Computation, Instruction, Module, parse
 from anygpt_jax.planning.timeline import ATTENTION_EFFICIENCY, HBM_EFFICIENCY, Breakdown, Timeline
 from anygpt_jax.training.flops import matrix_parameters
 
@@ -66,6 +66,7 @@ class MemoryUse:
     program: int
     limit: int
     host: int = 0  # bytes offloaded to the host, not HBM
+    peak: int = 0  # the most in use at one time, which the rest allocates and pads; 0 if the compiler does not tell
 
     @property
     def total(self) -> int:
@@ -158,25 +159,33 @@ def speed_of(
 
 
 def saved_activations(module: Module) -> int:
-    """Bytes of HBM that the layers' forward loops fill for the backward pass: buffers they get empty, one row a layer."""
+    """Bytes of HBM that the layers' forward loops fill for the backward pass: buffers they get empty, one row a layer.
+
+    The layers' loops are the program's, or lie in its loop over microbatches.
+    """
+    inner = (body for x in module.entry.instructions if x.opcode == "while" for body in module.called_by(x))
+    return sum(_filled(module, computation) for computation in (module.entry, *inner))
+
+
+def _filled(module: Module, computation: Computation) -> int:
     total = 0
-    for x in module.entry.instructions:
+    for x in computation.instructions:
         if x.opcode != "while" or "transpose(" in x.scope:
             continue
         trips = module.trip_count(x)
-        carried = module.entry.by_name.get(x.operands[0]) if x.operands else None
+        carried = computation.by_name.get(x.operands[0]) if x.operands else None
         for operand in carried.operands if carried is not None and carried.opcode == "tuple" else ():
-            source = _origin(module, operand)
+            source = _origin(computation, operand)
             if source is None or not (source.target == "AllocateBuffer" or source.opcode == "broadcast"):
                 continue
             total += sum(s.bytes for s in source.shapes if s.space == HBM and s.dims and s.dims[0] == trips)
     return total
 
 
-def _origin(module: Module, name: str) -> Instruction | None:
-    x = module.entry.by_name.get(name)
+def _origin(computation: Computation, name: str) -> Instruction | None:
+    x = computation.by_name.get(name)
     while x is not None and x.opcode in ("bitcast", "copy", "copy-done", "copy-start") and x.operands:
-        x = module.entry.by_name.get(x.operands[0])
+        x = computation.by_name.get(x.operands[0])
     return x
 
 
@@ -189,7 +198,7 @@ def memory_of(compiled: Compiled, module: Module | None, topology: Topology) -> 
         return MemoryUse(parameters, optimizer, 0, 0, max(needed - parameters - optimizer, 0), 0, topology.chip.hbm)
     return MemoryUse(
         parameters, optimizer, max(rest, 0), activations, memory.temporaries - activations, memory.program,
-        topology.chip.hbm, memory.host,
+        topology.chip.hbm, memory.host, memory.peak,
     )  # fmt: skip
 
 

@@ -129,15 +129,35 @@ class Module:
         return (self.computations[name] for name in instruction.called if name in self.computations)
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a `while` runs: what the compiler says, else the constant its condition compares with.
+        """How often a `while` runs: what the compiler says, else what its condition compares with over its stride.
 
-        That constant is the count of every `jax.lax.scan`: they begin at 0 and go up by 1.
+        The constant is the count of every `jax.lax.scan`: they begin at 0 and go up by 1. The loops in which
+        the compiler passes a product's parts around a ring also begin at 0, and take two parts a turn.
         """
         known = re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes)
         if known:
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-        return self._largest_constant(condition[1]) if condition else None
+        limit = self._largest_constant(condition[1]) if condition else None
+        return None if condition is None or limit is None else -(-limit // self._stride(loop, condition[1]))
+
+    def _stride(self, loop: Instruction, condition: str) -> int:
+        """What the body adds to the counter that the condition compares; 1 where it cannot be seen."""
+        body = next(self.called_by(loop), None)
+        tests = [x for x in self.computations[condition].instructions if x.opcode == "compare"]
+        if body is None or len(tests) != 1 or body.root.opcode != "tuple":
+            return 1
+        read = (self.computations[condition].by_name.get(name) for name in tests[0].operands)
+        index = next((_element(x) for x in read if x is not None and x.opcode == "get-tuple-element"), None)
+        update = None if index is None else body.by_name.get(body.root.operands[index])
+        added = 0
+        while update is not None and update.opcode == "add":
+            terms = [body.by_name[name] for name in update.operands if name in body.by_name]
+            constants = [int(x.arguments) for x in terms if x.opcode == "constant" and x.arguments.isdigit()]
+            added += sum(constants)
+            update = next((x for x in terms if x.opcode != "constant"), None) if len(constants) == 1 else None
+        counted = update is not None and update.opcode == "get-tuple-element" and _element(update) == index
+        return max(added, 1) if counted else 1
 
     def _largest_constant(self, name: str) -> int | None:
         found: list[int] = []
@@ -146,6 +166,13 @@ class Module:
                 found.append(int(x.arguments))
             found.extend(c for called in x.called if (c := self._largest_constant(called)) is not None)
         return max(found, default=None)
+
+
+def _element(x: Instruction) -> int:
+    """Which element a `get-tuple-element` takes."""
+    found = re.search(r"index=(\d+)", x.attributes)
+    assert found is not None, x
+    return int(found[1])
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:

@@ -29,6 +29,8 @@ def _memory_lines(memory: MemoryUse) -> list[str]:
     kinds = ("parameters", "optimizer", "batch", "activations", "temporaries", "program")
     lines = [f"  {kind:<14}{_size(getattr(memory, kind))}" for kind in kinds]
     lines.append(f"  {'total':<14}{_size(memory.total)} of {memory.limit / GIB:.2f} GiB")
+    if memory.peak:
+        lines.append(f"  {'peak in use':<14}{_size(memory.peak)}")
     if memory.host:
         lines.append(f"  {'on the host':<14}{_size(memory.host)}")
     return lines

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.model.sharding import MESH_AXES, RULES
+from anygpt_jax.model.sharding import BATCH_AXES, MESH_AXES
 from anygpt_jax.planning.chips import Topology
 from anygpt_jax.planning.estimate import Estimate
 
@@ -26,9 +26,8 @@ class Candidate:
     @property
     def batch_size(self) -> int:
         """Global: `rows` for every part that the mesh cuts the batch into."""
-        axes = RULES["batch"]
         cut = dict(self.mesh)
-        return self.rows * math.prod(cut.get(axis, 1) for axis in ([axes] if isinstance(axes, str) else axes))
+        return self.rows * math.prod(cut.get(axis, 1) for axis in BATCH_AXES)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -43,12 +42,15 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def default_meshes(topology: Topology) -> list[dict[str, int]]:
-    """FSDP within a slice, with some tensor parallelism; data parallel across slices."""
-    return [
-        {"slice": topology.slices, "fsdp": topology.slice_devices // width, "tensor": width}
-        for width in TENSOR
-        if topology.slice_devices % width == 0
+    """FSDP over a slice, with some tensor parallelism, or within each row of a torus of two dimensions; replicas
+    over the rest and over slices."""
+    size = topology.slice_devices
+    meshes = [
+        {"slice": topology.slices, "fsdp": size // width, "tensor": width} for width in TENSOR if size % width == 0
     ]
+    if len(topology.shape) == 2 and min(topology.shape) > 1:
+        meshes.append({"slice": topology.slices, "data": size // topology.shape[-1], "fsdp": topology.shape[-1]})
+    return meshes
 
 
 def candidates(

@@ -65,6 +65,11 @@ def loss_sums(decoder: Decoder, batch: Mapping[str, Array], modalities: int) -> 
     return LossSums(by_modality(nll), by_modality(jnp.ones_like(nll)), by_modality(jnp.square(log_z)))
 
 
-def training_loss(sums: LossSums, z_loss: float) -> Float[Array, ""]:
-    """Mean cross entropy + z_loss · mean (log Z)², which keeps logits from drifting (PaLM, arXiv 2204.02311)."""
-    return sums.mean() + z_loss * sums.squared_log_z.sum() / jnp.maximum(sums.weight.sum(), 1.0)
+def training_loss(sums: LossSums, z_loss: float, weight: Array | None = None) -> Float[Array, ""]:
+    """Mean cross entropy + z_loss · mean (log Z)², which keeps logits from drifting (PaLM, arXiv 2204.02311).
+
+    The mean is over `weight`, by default that of `sums`; the losses of a batch's parts over the weight of the
+    whole add up to the whole's.
+    """
+    weight = sums.weight.sum() if weight is None else weight
+    return (sums.nll.sum() + z_loss * sums.squared_log_z.sum()) / jnp.maximum(weight, 1.0)

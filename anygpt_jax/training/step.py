@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -18,7 +20,14 @@ from anygpt_jax.data.loader import Batch, pack_row
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
-from anygpt_jax.model.sharding import batch_sharding, like_params, param_shardings
+from anygpt_jax.model.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    between_steps,
+    by_replica,
+    like_params,
+    param_shardings,
+)
 from anygpt_jax.training.loss import LossSums, loss_sums, training_loss
 from anygpt_jax.training.optimizer import make_optimizer
 
@@ -42,7 +51,7 @@ class Program:
     """The compiled functions of a run and the layout of what they take.
 
     `init(seed)` → state; `step(state, batch)` → (state, Metrics), the given state is consumed;
-    `evaluate(params, batch)` → LossSums. Batches are global arrays, see `place`.
+    `evaluate(params, batch)` → LossSums; `gradients(params, batch)` → (loss, LossSums, gradients). Batches are global arrays, see `place`.
     """
 
     mesh: Mesh
@@ -50,6 +59,7 @@ class Program:
     init: Callable[[int], State]
     step: Callable[[State, Any], tuple[State, Metrics]]
     evaluate: Callable[[Any, Any], LossSums]
+    gradients: Callable[[Any, Any], tuple[jax.Array, LossSums, Any]]  # before clipping; what a step begins with
     lower_step: Callable[[int, int], jax.stages.Lowered]  # (batch_size, seq_len); on devices that need not exist
     parameters: int
 
@@ -85,11 +95,35 @@ def abstract_batch(batch_size: int, seq_len: int, sharding: NamedSharding) -> di
 
 
 def check_batch(train: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    rows = mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = train.microbatches * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if train.batch_size % rows:
-        raise UserError(f"train.batch_size={train.batch_size} must be a multiple of mesh slice × data × fsdp = {rows}.")
+        raise UserError(
+            f"train.batch_size={train.batch_size} must be a multiple of mesh slice × data × fsdp × "
+            f"train.microbatches = {rows}."
+        )
     if train.seq_len % mesh.shape["context"]:
         raise UserError(f"train.seq_len={train.seq_len} must be a multiple of mesh context = {mesh.shape['context']}.")
+
+
+def accumulated(gradient: Callable, microbatches: int) -> Callable:
+    """`gradient(weights, rows)` of so many parts of the rows, one after the other, added up in float32.
+
+    What it returns must be a sum over rows. Every part takes rows of every device.
+    """
+    if microbatches == 1:
+        return gradient
+
+    def call(weights: Any, rows: Any) -> Any:
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), rows)
+        shapes = jax.eval_shape(gradient, weights, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(weights, part)), None
+
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    return call
 
 
 def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, modalities: int) -> Program:
@@ -97,26 +131,47 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
     check_batch(train, mesh)
     optimizer = make_optimizer(train)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
-    params_on = param_shardings(abstract, mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
     shapes = nnx.to_pure_dict(abstract)
+    weights_on = param_shardings(abstract, mesh)
+    params_on = between_steps(shapes, weights_on)
+    replicated = NamedSharding(mesh, PartitionSpec())
     optimizer_on = like_params(jax.eval_shape(optimizer.init, shapes), params_on, mesh)
     state_on = {"params": params_on, "optimizer": optimizer_on}
     batch_on = batch_sharding(mesh)
+
+    def in_compute_dtype(params: Any) -> Any:
+        """Matrices in the dtype they multiply in, so that what is gathered is no larger; scales as they are."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: p if path[-1].key.endswith("norm") else p.astype(model.dtype), params
+        )
 
     def new_state(key: jax.Array) -> State:
         params = nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(key)), nnx.Param))
         return {"params": params, "optimizer": optimizer.init(params)}
 
-    def loss(params: Any, batch: Any) -> tuple[jax.Array, LossSums]:
-        sums = loss_sums(nnx.merge(graph, params), batch, modalities)
-        return training_loss(sums, train.z_loss), sums
+    def evaluate(params: Any, batch: Any) -> LossSums:
+        weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
+        sums = by_replica(lambda w, rows: loss_sums(nnx.merge(graph, w), rows, modalities), mesh)(weights, batch)
+        return jax.tree.map(lambda x: x.sum(0), sums)
+
+    def gradients(params: Any, batch: Any) -> tuple[jax.Array, LossSums, Any]:
+        total = batch["loss_weights"].sum()
+
+        def loss(weights: Any, rows: Any) -> tuple[jax.Array, LossSums]:
+            sums = loss_sums(nnx.merge(graph, weights), rows, modalities)
+            return training_loss(sums, train.z_loss, total), sums
+
+        weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
+        gradient = accumulated(jax.value_and_grad(loss, has_aux=True), train.microbatches)
+        (value, sums), found = jax.tree.map(lambda x: x.sum(0), by_replica(gradient, mesh)(weights, batch))
+        found = jax.tree.map(lambda g, p: g.astype(p.dtype), found, params)
+        return value, sums, jax.lax.with_sharding_constraint(found, params_on)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
-        (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"], batch)
-        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
+        value, sums, found = gradients(state["params"], batch)
+        updates, optimizer_state = optimizer.update(found, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics = Metrics(sums, value, optax.global_norm(gradients))
+        metrics = Metrics(sums, value, optax.global_norm(found))
         return {"params": params, "optimizer": optimizer_state}, metrics
 
     def on_mesh(function: Callable) -> Callable:
@@ -141,13 +196,8 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         abstract_state=abstract_state,
         init=on_mesh(lambda seed: init(jax.random.key(seed))),
         step=on_mesh(jitted_step),
-        evaluate=on_mesh(
-            jax.jit(
-                lambda params, batch: loss(params, batch)[1],
-                in_shardings=(params_on, batch_on),
-                out_shardings=replicated,
-            )
-        ),
+        evaluate=on_mesh(jax.jit(evaluate, in_shardings=(params_on, batch_on), out_shardings=replicated)),
+        gradients=on_mesh(jax.jit(gradients, in_shardings=(params_on, batch_on))),
         lower_step=on_mesh(
             lambda batch_size, seq_len: jitted_step.lower(abstract_state, abstract_batch(batch_size, seq_len, batch_on))
         ),
