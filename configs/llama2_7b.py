@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.update(
         batch_size=1024, seq_len=4096, steps=480_000,  # 4 M tokens a step, 2 T in all
         optimizer="adamw", learning_rate=3e-4, schedule="cosine", warmup_steps=2000, weight_decay=0.1,
-        beta1=0.9, beta2=0.95, clip_norm=1.0,
+        beta1=0.9, beta2=0.95, clip_norm=1.0, loss_chunks=4,
         log_every=10, eval_every=2000, save_every=1000,
     )  # fmt: skip
     return c

@@ -76,6 +76,7 @@ def full() -> ml_collections.ConfigDict:
     c.train = t = ml_collections.ConfigDict()
     t.batch_size = 2  # packed rows a step, over all hosts
     t.microbatches = 1  # parts of a step taken one after the other: less memory, the same result
+    t.loss_chunks = 1  # parts of a row whose logits exist at a time: less memory, the same result
     t.seq_len = 512
     t.steps = 3500
     t.optimizer = "muon"  # for the hidden matrices, AdamW for the rest; or adamw

@@ -75,7 +75,7 @@ def config(workdir: pathlib.Path, **train) -> ml_collections.ConfigDict:
     """A decoder of a few thousand parameters for the cache above; keywords change `config.train`."""
     values = {
         "batch_size": 4, "seq_len": 64, "steps": 12, "optimizer": "adamw", "learning_rate": 1e-2, "schedule": "linear",
-        "warmup_steps": 2, "weight_decay": 0.05, "beta1": 0.9, "beta2": 0.98, "clip_norm": 1.0, "z_loss": 0.0, "microbatches": 1,
+        "warmup_steps": 2, "weight_decay": 0.05, "beta1": 0.9, "beta2": 0.98, "clip_norm": 1.0, "z_loss": 0.0, "microbatches": 1, "loss_chunks": 1,
         "log_every": 4, "eval_every": 8, "eval_batches": 2, "save_every": 4, "keep_checkpoints": 2, "pack_rows": 8,
     }  # fmt: skip
     return ml_collections.ConfigDict(

@@ -17,7 +17,7 @@ from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.sharding import MESH_AXES, between_steps, make_mesh
 from anygpt_jax.training import step as train_step
-from anygpt_jax.training.loss import loss_sums, token_losses, training_loss
+from anygpt_jax.training.loss import head_loss, losses
 from anygpt_jax.training.optimizer import decayed, make_optimizer, make_schedule
 
 VOCABULARY = synthetic.vocabulary()
@@ -45,25 +45,33 @@ def model_of(config):
     return ModelConfig.from_config(config.model, VOCABULARY)
 
 
-def test_token_losses_and_their_gradient():
+def plain_loss(logits, targets, weights, z_loss):
+    """By optax, differentiated by JAX."""
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.sum(weights * (nll + z_loss * jax.nn.logsumexp(logits, -1) ** 2))
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 6])
+def test_the_heads_loss_and_its_gradients_are_optaxs(chunks):
     rng = np.random.default_rng(0)
-    logits, targets = rng.normal(size=(2, 5, 11)).astype(np.float32) * 3, rng.integers(0, 11, (2, 5))
-    nll, log_z = token_losses(logits, targets)
-    p = np.exp(logits.astype(np.float64))
-    np.testing.assert_allclose(log_z, np.log(p.sum(-1)), rtol=1e-5)
-    np.testing.assert_allclose(nll, optax.softmax_cross_entropy_with_integer_labels(logits, targets), rtol=1e-5)
-    weights = rng.normal(size=(2, 5))
+    hidden, head = rng.normal(size=(2, 6, 8)).astype(np.float32), rng.normal(size=(8, 11)).astype(np.float32)
+    targets, weights = rng.integers(0, 11, (2, 6)), rng.random((2, 6)).astype(np.float32)
 
-    def ours(x):
-        nll, log_z = token_losses(x, targets)
-        return jnp.sum(weights * (nll + 0.3 * log_z**2))
+    def reference(hidden, head):
+        return 3 * plain_loss(hidden @ head, targets, weights, 0.3)
 
-    def reference(x):
-        log_z = jax.nn.logsumexp(x, -1)
-        chosen = jnp.take_along_axis(x, targets[..., None], -1)[..., 0]
-        return jnp.sum(weights * (log_z - chosen + 0.3 * log_z**2))
+    def ours(hidden, head):
+        loss, (nll, log_z) = head_loss(hidden, head, targets, weights, 0.3, chunks)
+        return 3 * loss + nll.sum() + log_z.sum()  # which have no derivative
 
-    np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(reference)(logits), atol=1e-5)
+    expected, d_expected = jax.value_and_grad(reference, (0, 1))(hidden, head)
+    found, d_found = jax.jit(jax.value_and_grad(ours, (0, 1)))(hidden, head)
+    loss, (nll, log_z) = jax.jit(head_loss, static_argnums=(4, 5))(hidden, head, targets, weights, 0.3, chunks)
+    np.testing.assert_allclose(3 * loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(found, expected + nll.sum() + log_z.sum(), rtol=1e-5)
+    np.testing.assert_allclose(log_z, jax.nn.logsumexp(hidden @ head, -1), rtol=1e-5)
+    np.testing.assert_allclose(nll, optax.softmax_cross_entropy_with_integer_labels(hidden @ head, targets), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), d_found, d_expected)
 
 
 def test_packed_loss_and_gradients_equal_the_padded_ones():
@@ -74,9 +82,11 @@ def test_packed_loss_and_gradients_equal_the_padded_ones():
     params = jax.tree.map(lambda w: w * 1.5, nnx.to_pure_dict(state))
 
     def loss(params, batch):
-        return training_loss(loss_sums(nnx.merge(graph, params), batch, MODALITIES), 1e-3)
+        return losses(nnx.merge(graph, params), batch, MODALITIES, 1e-3)
 
-    (a, da), (b, db) = (jax.jit(jax.value_and_grad(loss))(params, batch) for batch in (packed, padded))
+    ((a, _), da), ((b, _), db) = (
+        jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch) for batch in (packed, padded)
+    )
     np.testing.assert_allclose(a, b, rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), da, db)
 
@@ -84,7 +94,7 @@ def test_packed_loss_and_gradients_equal_the_padded_ones():
 def test_the_loss_is_the_mean_over_trained_tokens_and_splits_by_modality():
     batch = batch_of([records(3)], 96)
     decoder = Decoder(model_of(settings()), rngs=nnx.Rngs(0))
-    sums = nnx.jit(loss_sums, static_argnums=2)(decoder, batch, MODALITIES)
+    loss, sums = nnx.jit(losses, static_argnums=2)(decoder, batch, MODALITIES)
     forward = nnx.jit(lambda d, b: d(b["tokens"], b["positions"], b["segment_ids"]))
     logits = np.asarray(forward(decoder, batch), np.float64)[0]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -98,13 +108,14 @@ def test_the_loss_is_the_mean_over_trained_tokens_and_splits_by_modality():
     np.testing.assert_allclose(sums.nll, expected[0], rtol=1e-5)
     np.testing.assert_array_equal(sums.weight, expected[1])
     np.testing.assert_allclose(sums.mean(), expected[0].sum() / expected[1].sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss, sums.mean(), rtol=1e-6)
 
 
 def test_a_batch_without_trained_tokens_has_loss_and_gradient_zero():
     batch = batch_of([records(2)], 96)
     batch["loss_weights"][:] = 0
     graph, state = nnx.split(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param)
-    function = jax.value_and_grad(lambda p: training_loss(loss_sums(nnx.merge(graph, p), batch, MODALITIES), 1e-3))
+    function = jax.value_and_grad(lambda p: losses(nnx.merge(graph, p), batch, MODALITIES, 1e-3)[0])
     loss, gradients = jax.jit(function)(nnx.to_pure_dict(state))
     assert float(loss) == 0
     assert float(optax.global_norm(gradients)) == 0
@@ -134,9 +145,9 @@ def two_steps(mesh, optimizer):
 
 
 @functools.cache
-def gradients_on(mesh, microbatches=1, batch_size=8):
+def gradients_on(mesh, batch_size=8, **train):
     """(loss, sums, gradients) of the step itself."""
-    program = program_on(mesh, microbatches=microbatches, batch_size=batch_size, z_loss=1e-4)
+    program = program_on(mesh, batch_size=batch_size, z_loss=1e-4, **train)
     batch = batch_of([records(2, seed=s) for s in range(batch_size)], 64)
     params = nnx.to_pure_dict(nnx.state(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state["params"])
@@ -145,12 +156,16 @@ def gradients_on(mesh, microbatches=1, batch_size=8):
 
 
 def test_the_steps_gradients_are_those_of_the_plain_loss():
-    """Without a mesh, replicas or microbatches: the loss of the whole batch, differentiated."""
+    """Without a mesh, replicas, microbatches or a head of its own: optax's loss of the whole batch, by autodiff."""
     graph, state = nnx.split(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param)
     batch = batch_of([records(2, seed=s) for s in range(8)], 64)
-    loss, expected = jax.jit(
-        jax.value_and_grad(lambda p: training_loss(loss_sums(nnx.merge(graph, p), batch, MODALITIES), 1e-4))
-    )(nnx.to_pure_dict(state))
+    weights = batch["loss_weights"] / batch["loss_weights"].sum()
+
+    def plain(params):
+        logits = nnx.merge(graph, params)(batch["tokens"], batch["positions"], batch["segment_ids"])
+        return plain_loss(logits, batch["targets"], weights, 1e-4)
+
+    loss, expected = jax.jit(jax.value_and_grad(plain))(nnx.to_pure_dict(state))
     value, sums, found = gradients_on(ONE)
     np.testing.assert_allclose(value, loss, rtol=1e-6)
     np.testing.assert_array_equal(sums.weight.sum(), batch["loss_weights"].sum())
@@ -166,9 +181,19 @@ def test_loss_and_gradients_of_every_mesh_equal_one_devices(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
 
 
-@pytest.mark.parametrize(("mesh", "microbatches"), [(ONE, 4), ((1, 2, 2, 1, 2), 2), ((2, 2, 1, 2, 1), 4)])
-def test_microbatches_change_nothing(mesh, microbatches):
-    (loss, sums, ours), (loss_1, sums_1, expected) = gradients_on(mesh, microbatches, 16), gradients_on(ONE, 1, 16)
+@pytest.mark.parametrize(
+    ("mesh", "parts"),
+    [
+        (ONE, {"microbatches": 4}),
+        ((1, 2, 2, 1, 2), {"microbatches": 2}),
+        ((2, 2, 1, 2, 1), {"microbatches": 4, "loss_chunks": 4}),
+        (ONE, {"loss_chunks": 8}),
+        ((1, 2, 2, 1, 2), {"loss_chunks": 4}),
+        ((1, 1, 2, 4, 1), {"loss_chunks": 2}),
+    ],
+)
+def test_parts_of_a_step_change_nothing(mesh, parts):
+    (loss, sums, ours), (loss_1, sums_1, expected) = gradients_on(mesh, 16, **parts), gradients_on(ONE, 16)
     np.testing.assert_allclose(loss, loss_1, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, sums_1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)

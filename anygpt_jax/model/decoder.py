@@ -69,6 +69,12 @@ def apart(x: Array) -> Array:
 apart.defvjp(lambda x: (apart(x), None), lambda _, g: (jax.lax.optimization_barrier(g),))
 
 
+def project(hidden: Float[Array, "B L D"], head: Float[Array, "D V"]) -> Float[Array, "B L V"]:
+    """Logits, float32. Flat for the same reason as in `multiply`."""
+    flat = jnp.matmul(hidden.reshape(-1, hidden.shape[-1]), head, preferred_element_type=jnp.float32)
+    return constrain(flat.reshape(*hidden.shape[:2], -1), "batch", "length", "vocab")
+
+
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each normalised before and added back."""
 
@@ -135,14 +141,24 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> Float[Array, "B L V"]:
         """Packed sequences: a token sees the earlier ones of its own segment. Segment 0 is padding."""
+        return project(self.hidden(tokens, positions, segment_ids), self.head_matrix())
+
+    def hidden(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
+        """What `project` with `head_matrix` makes logits of."""
 
         def layer(block: Block, x_BLD: Array, by: Rotation, _: Array) -> Array:
             q, k, v = block.queries_keys_values(x_BLD, by)
             return block.finish(x_BLD, attend(q, k, v, segment_ids))
 
         attend = splash_attention if self.config.attention == "splash" else packed_attention
+        x_BLD = self._through_layers(layer, self._embed(tokens), positions)
+        return rms_norm(x_BLD, self.norm[...], self.config.norm_eps)
 
-        return self._logits(self._through_layers(layer, self._embed(tokens), positions))
+    def head_matrix(self) -> Float[Array, "D V"]:
+        head = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
+        return head.astype(self.config.dtype)
 
     def decode(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
@@ -163,7 +179,7 @@ class Decoder(nnx.Module):
             return block.finish(x_BTD, attention(q, keys[i], values[i], mask_BTS)), KVCache(keys, values)
 
         x_BTD, cache = self._through_layers(layer, (self._embed(tokens), cache), positions)
-        return self._logits(x_BTD), cache
+        return project(rms_norm(x_BTD, self.norm[...], self.config.norm_eps), self.head_matrix()), cache
 
     def _embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         return constrain(self.embedding[...].astype(self.config.dtype)[tokens], "batch", "length", None)
@@ -182,12 +198,3 @@ class Decoder(nnx.Module):
         body = checkpointed(body, POLICIES[self.config.remat])
         indices = jnp.arange(self.config.n_layers)
         return jax.lax.scan(body, carry, (stacked, indices), unroll=min(self.config.unroll, self.config.n_layers))[0]
-
-    def _logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        y_BLD = rms_norm(x_BLD, self.norm[...], self.config.norm_eps)
-        head_DV = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
-        # Flat for the same reason as in `multiply`.
-        flat = jnp.matmul(
-            y_BLD.reshape(-1, y_BLD.shape[-1]), head_DV.astype(self.config.dtype), preferred_element_type=jnp.float32
-        )
-        return constrain(flat.reshape(*x_BLD.shape[:2], -1), "batch", "length", "vocab")

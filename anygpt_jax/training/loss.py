@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.errors import UserError
+from anygpt_jax.model.decoder import Decoder, project
+from anygpt_jax.model.sharding import constrain
 
 
 class LossSums(NamedTuple):
@@ -24,52 +27,108 @@ class LossSums(NamedTuple):
         return self.nll.sum() / jnp.maximum(self.weight.sum(), 1.0)
 
 
-@jax.custom_vjp
 def token_losses(
     logits: Float[Array, "B L V"], targets: Int[Array, "B L"]
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """(-log p(target), log Σ exp(logits)), float32.
-
-    The derivative is written out, (softmax - one-hot) in one pass over the logits: that of the gather costs
-    memory on TPUs, that of a masked sum time on CPUs.
-    """
-    return _losses_forward(logits, targets)[0]
-
-
-def _losses_forward(logits: Array, targets: Array) -> tuple[tuple[Array, Array], tuple]:
+    """(-log p(target), log Σ exp(logits)), float32."""
     log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32)
-    return (log_z - chosen, log_z), (logits, targets, log_z)
+    return log_z - chosen, log_z
 
 
-def _losses_backward(saved: tuple, gradients: tuple[Array, Array]) -> tuple[Array, None]:
-    logits, targets, log_z = saved
-    d_nll, d_log_z = (g[..., None] for g in gradients)
-    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
-    softmax = jnp.exp(logits.astype(jnp.float32) - log_z[..., None])
-    return ((d_nll + d_log_z) * softmax - jnp.where(chosen, d_nll, 0.0)).astype(logits.dtype), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def head_loss(
+    hidden: Float[Array, "B L D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    weights: Float[Array, "B L"],
+    z_loss: float,
+    chunks: int,
+) -> tuple[Float[Array, ""], tuple[Float[Array, "B L"], Float[Array, "B L"]]]:
+    """Σ weights · (nll + z_loss · log_z²), and each token's nll and log_z, which have no derivative.
+
+    The z-loss keeps logits from drifting (PaLM, arXiv 2204.02311). The logits of only one of `chunks` parts of
+    every row exist at a time. A loss that is a sum has its gradient with its value: where one is asked for,
+    a part's logits turn into their own gradient, in the matrices' dtype, at once, and nothing is computed again.
+    """
+    return _head_loss(hidden, head, targets, weights, z_loss, chunks, with_gradient=False)[0]
 
 
-token_losses.defvjp(_losses_forward, _losses_backward)
+def _head_loss(
+    hidden: Array, head: Array, targets: Array, weights: Array, z_loss: float, chunks: int, with_gradient: bool
+) -> tuple[tuple, Array | None]:
+    """What `head_loss` returns, and the gradient by the logits [B, L, V], if asked for."""
+    if targets.shape[1] % chunks:
+        raise UserError(f"train.loss_chunks={chunks} must divide train.seq_len={targets.shape[1]}.")
+
+    def one(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array | None]:
+        logits = project(hidden, head)
+        nll, log_z = token_losses(logits, targets)
+        if not with_gradient:
+            return nll, log_z, None
+        softmax = jnp.exp(logits - log_z[..., None])
+        chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+        gradient = weights[..., None] * ((1 + 2 * z_loss * log_z[..., None]) * softmax - chosen)
+        return nll, log_z, gradient.astype(head.dtype)
+
+    if chunks == 1:
+        nll, log_z, gradient = one(hidden, targets, weights)
+    else:
+        parts = [_split(x, chunks) for x in (hidden, targets, weights)]
+        found = jax.lax.scan(lambda _, part: (None, one(*part)), None, parts)[1]
+        nll, log_z, gradient = jax.tree.map(_join, found)
+    loss = jnp.sum(weights * (nll + z_loss * jnp.square(log_z)))
+    return (loss, (nll, log_z)), gradient
 
 
-def loss_sums(decoder: Decoder, batch: Mapping[str, Array], modalities: int) -> LossSums:
-    """Runs the decoder on a packed batch; `batch["modality"]` (of the target) is below `modalities`."""
-    logits = decoder(batch["tokens"], batch["positions"], batch["segment_ids"])
-    nll, log_z = token_losses(logits, batch["targets"])
-    weights_BLM = batch["loss_weights"][..., None] * jax.nn.one_hot(batch["modality"], modalities)
+def _split(x: Array, chunks: int) -> Array:
+    """[B, L, …] → [chunks, B, L / chunks, …]."""
+    parts = x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+    return constrain(parts, None, "batch", "length", *[None] * (x.ndim - 2))
+
+
+def _join(x: Array) -> Array:
+    parts = x.swapaxes(0, 1)
+    return parts.reshape(parts.shape[0], -1, *parts.shape[3:])
+
+
+def _head_loss_forward(hidden: Array, head: Array, targets: Array, weights: Array, z_loss: float, chunks: int):
+    out, gradient = _head_loss(hidden, head, targets, weights, z_loss, chunks, with_gradient=True)
+    return out, (hidden, head, gradient)
+
+
+def _head_loss_backward(z_loss: float, chunks: int, saved: tuple, cotangents: tuple) -> tuple:
+    hidden, head, gradient = saved
+    scale = cotangents[0].astype(gradient.dtype)
+    g, x = (y.reshape(-1, y.shape[-1]) for y in (gradient, hidden))
+    d_hidden = (scale * (g @ head.T)).astype(hidden.dtype).reshape(hidden.shape)
+    return d_hidden, (scale * (x.T @ g)).astype(head.dtype), None, None
+
+
+head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def losses(
+    decoder: Decoder,
+    batch: Mapping[str, Array],
+    modalities: int,
+    z_loss: float = 0.0,
+    weight: Array | None = None,
+    chunks: int = 1,
+) -> tuple[Float[Array, ""], LossSums]:
+    """Runs the decoder on a packed batch: the training loss, and its parts, which have no derivative.
+
+    The loss is the mean cross entropy + z_loss · the mean (log Z)², over `weight`, by default the batch's own: the
+    losses of a batch's parts over the weight of the whole add up to the whole's. `batch["modality"]` (of the
+    target) is below `modalities`.
+    """
+    weights = batch["loss_weights"]
+    total = jnp.maximum(weights.sum() if weight is None else weight, 1.0)
+    hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
+    loss, (nll, log_z) = head_loss(hidden, decoder.head_matrix(), batch["targets"], weights / total, z_loss, chunks)
+    weights_BLM = weights[..., None] * jax.nn.one_hot(batch["modality"], modalities)
 
     def by_modality(x_BL: Array) -> Array:
         return jnp.einsum("BL,BLM->M", x_BL, weights_BLM)
 
-    return LossSums(by_modality(nll), by_modality(jnp.ones_like(nll)), by_modality(jnp.square(log_z)))
-
-
-def training_loss(sums: LossSums, z_loss: float, weight: Array | None = None) -> Float[Array, ""]:
-    """Mean cross entropy + z_loss · mean (log Z)², which keeps logits from drifting (PaLM, arXiv 2204.02311).
-
-    The mean is over `weight`, by default that of `sums`; the losses of a batch's parts over the weight of the
-    whole add up to the whole's.
-    """
-    weight = sums.weight.sum() if weight is None else weight
-    return (sums.nll.sum() + z_loss * sums.squared_log_z.sum()) / jnp.maximum(weight, 1.0)
+    return loss, LossSums(by_modality(nll), by_modality(jnp.ones_like(nll)), by_modality(jnp.square(log_z)))

@@ -28,7 +28,7 @@ from anygpt_jax.model.sharding import (
     like_params,
     param_shardings,
 )
-from anygpt_jax.training.loss import LossSums, loss_sums, training_loss
+from anygpt_jax.training.loss import LossSums, losses
 from anygpt_jax.training.optimizer import make_optimizer
 
 State = dict[str, Any]  # {"params": nested dict of arrays, "optimizer": optax state}
@@ -151,15 +151,17 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
 
     def evaluate(params: Any, batch: Any) -> LossSums:
         weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
-        sums = by_replica(lambda w, rows: loss_sums(nnx.merge(graph, w), rows, modalities), mesh)(weights, batch)
-        return jax.tree.map(lambda x: x.sum(0), sums)
+
+        def sums(weights: Any, rows: Any) -> LossSums:
+            return losses(nnx.merge(graph, weights), rows, modalities, chunks=train.loss_chunks)[1]
+
+        return jax.tree.map(lambda x: x.sum(0), by_replica(sums, mesh)(weights, batch))
 
     def gradients(params: Any, batch: Any) -> tuple[jax.Array, LossSums, Any]:
         total = batch["loss_weights"].sum()
 
         def loss(weights: Any, rows: Any) -> tuple[jax.Array, LossSums]:
-            sums = loss_sums(nnx.merge(graph, weights), rows, modalities)
-            return training_loss(sums, train.z_loss, total), sums
+            return losses(nnx.merge(graph, weights), rows, modalities, train.z_loss, total, train.loss_chunks)
 
         weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
         gradient = accumulated(jax.value_and_grad(loss, has_aux=True), train.microbatches)

@@ -31,7 +31,7 @@ from anygpt_jax.training.checkpoints import restore_model
 TRAIN = ml_collections.ConfigDict(
     {
         "optimizer": "adamw", "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0, "steps": 1000,
-        "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "clip_norm": 1.0, "z_loss": 0.0, "microbatches": 1,
+        "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "clip_norm": 1.0, "z_loss": 0.0, "microbatches": 1, "loss_chunks": 1,
     }
 )  # fmt: skip
 
