@@ -58,6 +58,7 @@ def _head_loss(
     hidden: Array, head: Array, targets: Array, weights: Array, z_loss: float, chunks: int, with_gradient: bool
 ) -> tuple[tuple, Array | None]:
     """What `head_loss` returns, and the gradient by the logits [B, L, V], if asked for."""
+    head = constrain(head, None, "vocab")  # gathered here, and not for every part
     if targets.shape[1] % chunks:
         raise UserError(f"train.loss_chunks={chunks} must divide train.seq_len={targets.shape[1]}.")
 
@@ -102,7 +103,9 @@ def _head_loss_backward(z_loss: float, chunks: int, saved: tuple, cotangents: tu
     scale = cotangents[0].astype(gradient.dtype)
     g, x = (y.reshape(-1, y.shape[-1]) for y in (gradient, hidden))
     d_hidden = (scale * (g @ head.T)).astype(hidden.dtype).reshape(hidden.shape)
-    return d_hidden, (scale * (x.T @ g)).astype(head.dtype), None, None
+    d_head = constrain((scale * (x.T @ g)).astype(head.dtype), "embed", "vocab")
+    # Both before the layers' backward pass: the gradient by the logits would wait through it.
+    return *jax.lax.optimization_barrier((d_hidden, d_head)), None, None
 
 
 head_loss.defvjp(_head_loss_forward, _head_loss_backward)
