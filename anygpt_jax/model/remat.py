@@ -27,6 +27,7 @@ POLICIES: dict[str, Policy | None] = {
     "attention": Policy(("attention",)),
     "qkv": Policy(("q", "k", "v")),
     "qkv_attention": Policy(("q", "k", "v", "attention")),
+    "all_but_mlp": Policy(("q", "k", "v", "attention", "mid")),
     "mlp": Policy(("attention", "gate", "up")),
     "most": Policy(("q", "k", "v", "attention", "gate", "up")),
     "minimal": Policy(("q", "k", "v", "attention", "mid", "gate", "up")),
