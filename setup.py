@@ -43,6 +43,8 @@ DATA = [
 EVAL = ["jinja2", "jiwer", "matplotlib", "pocketsphinx==5.1.1", "scikit-learn"]
 # The TPU's runtime; it holds the compiler too, for `anygpt plan` and its tests where there is no TPU.
 TPU = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+# Training in 8 bits (`model.quantization`). Pinned: we call the function behind qwix's public entry.
+QUANTIZE = ["qwix==0.1.8"]
 # `anygpt convert` reads Hugging Face's folders without any of these; GGUF files, and the tokenizer in them, with.
 CONVERT = ["gguf>=0.19", "tokenizers"]
 # Torch and Transformers are what converted models are compared with. On Linux, PyPI's torch brings CUDA's packages:
@@ -57,6 +59,7 @@ DEV = [
     "ruff",
     "torch==2.13.0",
     "transformers>=5.23",
+    *QUANTIZE,
     *TPU,
 ]
 
@@ -76,6 +79,7 @@ setup(
         "data": DATA,
         "eval": EVAL,
         "dev": DEV,
+        "quantize": QUANTIZE,
         "tpu": TPU,
         "all": [*CONVERT, *DATA, *EVAL],
     },

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.model.quantized import QUANTIZATIONS
 from anygpt_jax.model.remat import POLICIES
 from anygpt_jax.vocabulary import Vocabulary
 
@@ -43,6 +44,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     attention: str = "xla"  # or splash, the TPU's kernel: the same numbers
+    quantization: str = "none"  # of the layers' matrix products: a name in `quantized.QUANTIZATIONS`
     remat: str = "none"  # a name in `remat.POLICIES`
     matmul_barriers: bool = False  # matrix products are not fused with the reductions after them; for TPUs
     unroll: int = 1  # layers a step of the scan: all of them is faster on a CPU, one compiles fastest
@@ -66,6 +68,8 @@ class ModelConfig:
             found.extend(_scaling_problems(self.rope_scaling))
         if self.remat not in POLICIES:
             found.append(f"remat '{self.remat}' must be one of {', '.join(POLICIES)}")
+        if self.quantization not in QUANTIZATIONS:
+            found.append(f"quantization '{self.quantization}' must be one of {', '.join(QUANTIZATIONS)}")
         if self.attention not in ATTENTIONS:
             found.append(f"attention '{self.attention}' must be one of {', '.join(ATTENTIONS)}")
         for name in ("param_dtype", "compute_dtype"):

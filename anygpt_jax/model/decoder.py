@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from anygpt_jax.model.attention import Rotation, attention, packed_attention, rotate, rotation
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.kv_cache import KVCache
+from anygpt_jax.model.quantized import product
 from anygpt_jax.model.remat import POLICIES, checkpointed
 from anygpt_jax.model.sharding import constrain
 from anygpt_jax.model.splash import splash_attention
@@ -45,15 +46,15 @@ def rms_norm(x: Float[Array, "... N"], scale: Float[Array, " N"], eps: float) ->
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def multiply(x: Array, w: nnx.Param, dtype: jnp.dtype, contracted: int = 1) -> Array:
-    """x [B, L, *in] · w [*in, *out] → [B, L, *out], over the first `contracted` axes of w, in `dtype`.
+def multiply(x: Array, w: nnx.Param, config: ModelConfig, contracted: int = 1) -> Array:
+    """x [B, L, *in] · w [*in, *out] → [B, L, *out], over the first `contracted` axes of w, in the compute dtype.
 
     As a plain matrix product of [B·L, in] and [in, out]: XLA on CPUs is 1.5 times slower at the gradient of
     the same contraction with more axes.
     """
     lead, into, out = x.shape[:2], w.shape[:contracted], w.shape[contracted:]
-    flat = x.reshape(-1, math.prod(into)) @ w[...].astype(dtype).reshape(math.prod(into), math.prod(out))
-    return flat.reshape(*lead, *out)
+    matrix = w[...].astype(config.dtype).reshape(math.prod(into), math.prod(out))
+    return product(x.reshape(-1, math.prod(into)), matrix, config.quantization).reshape(*lead, *out)
 
 
 @jax.custom_vjp
@@ -102,22 +103,22 @@ class Block(nnx.Module):
 
     def queries_keys_values(self, x_BLD: Float[Array, "B L D"], by: Rotation) -> tuple[Array, Array, Array]:
         """q [B, L, H, K], k and v [B, L, G, K], rotated by their positions."""
-        dtype, eps = self.config.dtype, self.config.norm_eps
+        config, eps = self.config, self.config.norm_eps
         y_BLD = self._apart(rms_norm(x_BLD, self.attention_norm[...], eps))
-        q, k, v = (multiply(y_BLD, w, dtype) for w in (self.q, self.k, self.v))
-        if self.config.qk_norm:
+        q, k, v = (multiply(y_BLD, w, config) for w in (self.q, self.k, self.v))
+        if config.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
         return tuple(checkpoint_name(x, name) for x, name in ((rotate(q, by), "q"), (rotate(k, by), "k"), (v, "v")))
 
     def finish(self, x_BLD: Float[Array, "B L D"], attended_BLHK: Float[Array, "B L H K"]) -> Float[Array, "B L D"]:
         """Adds what was attended, then the feed-forward's answer."""
-        dtype = self.config.dtype
-        x_BLD = checkpoint_name(x_BLD + multiply(self._apart(attended_BLHK), self.o, dtype, contracted=2), "mid")
-        y_BLD = self._apart(rms_norm(x_BLD, self.mlp_norm[...], self.config.norm_eps))
-        gate_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.gate, dtype)), "gate")
-        up_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.up, dtype)), "up")
+        config = self.config
+        x_BLD = checkpoint_name(x_BLD + multiply(self._apart(attended_BLHK), self.o, config, contracted=2), "mid")
+        y_BLD = self._apart(rms_norm(x_BLD, self.mlp_norm[...], config.norm_eps))
+        gate_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.gate, config)), "gate")
+        up_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.up, config)), "up")
         hidden_BLF = self._apart(jax.nn.silu(gate_BLF) * up_BLF)
-        x_BLD = x_BLD + multiply(hidden_BLF, self.down, dtype)
+        x_BLD = x_BLD + multiply(hidden_BLF, self.down, config)
         return constrain(x_BLD, "batch", "length", None)
 
 

@@ -1,9 +1,15 @@
 """MaxText's llama2-7b train step, compiled for a TPU slice that is not there. Run by MaxText's Python, not by ours.
 
-    python3.12 -m venv PEER
-    PEER/bin/pip install -c constraints/py311.txt "jax[tpu]" tokamax==0.0.15 ...
-    PEER/bin/pip install --no-deps maxtext==0.2.4
-    PEER/bin/python tests/benchmarks/maxtext_step.py --topology v5p:4x4x4 --out v5p.json.gz
+    python3.12 -m venv .venv-maxtext
+    .venv-maxtext/bin/pip install -c constraints/py311.txt "jax[tpu]" flax optax orbax-checkpoint grain tokamax==0.0.15 \\
+        qwix==0.1.8 aqtp==0.9.0 drjax==0.2.1 pathwaysutils==0.1.13 ml_goodput_measurement==0.2.3 omegaconf==2.4.0 \\
+        tiktoken==0.14.0 tensorboardX transformers sentencepiece sympy pillow jinja2 pydantic
+    .venv-maxtext/bin/pip install --no-deps maxtext==0.2.4
+    .venv-maxtext/bin/python tests/benchmarks/maxtext_step.py --topology v5p:4x4x4 --out v5p.json.gz
+
+0.2.4 is the last release that accepts jax 0.10.2, the version whose libtpu (0.0.42.1) gives cycles; of what it declares,
+only what compiling imports is installed: neither TensorFlow nor PyTorch. Nothing of MaxText's is contained here: its
+ahead-of-time compilation is called as it is, and the compiled program kept. A step takes one to ten minutes.
 """
 
 from __future__ import annotations
