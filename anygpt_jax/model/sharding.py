@@ -33,21 +33,33 @@ RULES: dict[str, str] = {
 }
 
 
+def mesh_shape(axes: Mapping[str, int]) -> dict[str, int]:
+    """The size of every axis; one that is not named has 1."""
+    return {axis: int(axes.get(axis, 1)) for axis in MESH_AXES}
+
+
+def mesh_problems(axes: Mapping[str, int], devices: int) -> list[str]:
+    """What is wrong with a config's mesh on so many devices, a sentence each."""
+    shape = mesh_shape(axes)
+    found = [f"Unknown mesh axis '{axis}'; the mesh has {', '.join(MESH_AXES)}." for axis in set(axes) - set(MESH_AXES)]
+    found += [f"mesh.{axis}={size} must be at least 1." for axis, size in shape.items() if size < 1]
+    wanted = math.prod(shape.values())
+    if wanted > devices:
+        found.append(f"The mesh {shape} needs {wanted} devices and there are {devices}; change config.mesh.")
+    return found
+
+
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of the first slice × data × fsdp × context × tensor devices. UserError if there are too few.
 
     Devices of a TPU are ordered so that the inner axes' neighbours are neighbours on the torus.
     """
-    unknown = set(axes) - set(MESH_AXES)
-    if unknown:
-        raise UserError(f"Unknown mesh axis '{min(unknown)}'; the mesh has {', '.join(MESH_AXES)}.")
-    shape = tuple(int(axes.get(axis, 1)) for axis in MESH_AXES)
-    wanted, devices = math.prod(shape), list(jax.devices() if devices is None else devices)
-    if min(shape) < 1 or wanted > len(devices):
-        raise UserError(
-            f"The mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {wanted} devices and there are {len(devices)}; "
-            "change config.mesh."
-        )
+    devices = list(jax.devices() if devices is None else devices)
+    problems = mesh_problems(axes, len(devices))
+    if problems:
+        raise UserError("\n".join(problems))
+    shape = tuple(mesh_shape(axes).values())
+    wanted = math.prod(shape)
     if shape[0] > 1 and len({getattr(device, "slice_index", 0) for device in devices[:wanted]}) > 1:
         within, across = (1, *shape[1:]), (shape[0], *[1] * (len(shape) - 1))
         grid = mesh_utils.create_hybrid_device_mesh(within, across, devices[:wanted])
@@ -72,28 +84,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def param_shardings(params: Any, mesh: Mesh) -> Any:
     """The sharding in a step of every nnx.Param of a (possibly abstract) nnx.State, as a pure nested dict.
 
-    Every Param names its logical axes in its metadata `axes`. UserError if an axis does not divide.
+    Every Param names its logical axes in its metadata `axes`.
     """
-    problems: list[str] = []
 
-    def one(path: tuple, variable: Any) -> NamedSharding:
-        partition = spec(variable.get_metadata("axes"), len(variable.shape))
-        for size, axis in zip(variable.shape, partition, strict=False):
-            if axis and size % mesh.shape[axis]:
-                problems.append(
-                    f"{'.'.join(map(str, path))} has an axis of {size}, not divisible by {axis}={mesh.shape[axis]}"
-                )
-        return NamedSharding(mesh, partition)
-
-    def walk(path: tuple, node: Any) -> Any:
+    def walk(node: Any) -> Any:
         if isinstance(node, Mapping):
-            return {key: walk((*path, key), child) for key, child in node.items()}
-        return one(path, node)
+            return {key: walk(child) for key, child in node.items()}
+        return NamedSharding(mesh, spec(node.get_metadata("axes"), len(node.shape)))
 
-    shardings = walk((), params)
-    if problems:
-        raise UserError("The model does not divide over config.mesh: " + "; ".join(problems) + ".")
-    return shardings
+    return walk(params)
 
 
 def between_steps(shapes: Any, shardings: Any) -> Any:

@@ -26,6 +26,16 @@ def block_of(length: int) -> int | None:
     return next((block for block in BLOCKS if length % block == 0), None)
 
 
+def length_problems(length: int, shards: int) -> list[str]:
+    """Why the kernel cannot take sequences of this many positions over so many devices of the context axis."""
+    if length % shards == 0 and block_of(length // shards):
+        return []
+    return [
+        f"Splash attention takes sequences of a multiple of {LANES} positions on each of {shards} devices, "
+        f"not {length} in all; change train.seq_len or mesh.context."
+    ]
+
+
 def splash_attention(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L G K"],
@@ -63,10 +73,7 @@ def _kernel(heads: int, length: int, shards: int, interpret: bool) -> kernels.Sp
     """The causal kernel of one device's heads, for `length` queries in `shards` parts. All heads' masks are alike."""
     block = block_of(length // shards)
     if block is None or length % shards:
-        raise UserError(
-            f"Splash attention takes sequences of a multiple of {LANES} positions on each of {shards} devices, "
-            f"not {length} in all; change train.seq_len or mesh.context."
-        )
+        raise UserError(length_problems(length, shards)[0])
     causal = masks.CausalMask((length, length), shard_count=shards)
     sizes = kernels.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block

@@ -21,6 +21,7 @@ from anygpt_jax.planning import page, sweep
 from anygpt_jax.planning.chips import CHIPS, Topology
 from anygpt_jax.planning.compile import compile_step, compiler_version, default_cache, mesh_axes
 from anygpt_jax.planning.estimate import ASSUMPTIONS, CONVENTION, OMITTED, PUBLISHED, Estimate, estimate
+from anygpt_jax.training.checks import config_problems, refuse
 from anygpt_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -74,12 +75,24 @@ def plan(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, topology: Topology, cache: pathlib.Path | None
 ) -> Estimate:
     """Compiles the config's train step (or finds it compiled) and reads it."""
-    model, train = ModelConfig.from_config(config.model, vocabulary), config.train
     axes = mesh_axes(config.mesh, topology)
+    refuse(
+        config_problems(ml_collections.ConfigDict(config.to_dict() | {"mesh": axes}), vocabulary, topology.devices)
+        + quantization_problems(config.model.get("quantization", "none"), topology)
+    )
+    model, train = ModelConfig.from_config(config.model, vocabulary), config.train
     modalities = 1 + len(vocabulary.modalities or config.get("modalities", ()))
     log.info("Compiling for %s × %d, mesh %s: minutes for a large model.", topology.name, topology.slices, axes)
     compiled = compile_step(model, train, axes, modalities, topology, cache)
     return estimate(compiled, model, topology, axes, train.batch_size, train.seq_len, train.steps, compiler_version())
+
+
+def quantization_problems(quantization: str, topology: Topology) -> list[str]:
+    """A chip without the matrix unit would do the products no faster, and less exactly."""
+    chip = topology.chip
+    if {"int8": chip.int8, "fp8": chip.fp8}.get(quantization, chip.bf16) is not None:
+        return []
+    return [f"{chip.name} has no {quantization} matrix unit; set model.quantization to none or another chip's."]
 
 
 def as_json(e: Estimate) -> dict[str, Any]:

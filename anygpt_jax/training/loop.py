@@ -28,6 +28,7 @@ from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.training import step as train_step
 from anygpt_jax.training.checkpoints import Checkpoints
+from anygpt_jax.training.checks import config_problems, problem_of, refuse
 from anygpt_jax.training.flops import batch_flops, peak_flops
 from anygpt_jax.training.loss import LossSums
 from anygpt_jax.training.metrics import MetricsWriter, mean_losses
@@ -191,8 +192,12 @@ def run(config: ml_collections.ConfigDict) -> None:
     workdir, train = pathlib.Path(config.workdir), config.train
     vocabulary = load_vocabulary(workdir / "cache")
     modalities = ("text", *vocabulary.modalities)
-    model = ModelConfig.from_config(config.model, vocabulary)
     checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
+    refuse(
+        config_problems(config, vocabulary, jax.device_count())
+        + problem_of(resume_point, checkpoints, config, vocabulary)
+    )
+    model = ModelConfig.from_config(config.model, vocabulary)
     start = resume_point(checkpoints, config, vocabulary)
     if start is not None and start >= train.steps:
         log.info("Training is done: step %d of %d is in %s.", start, train.steps, checkpoints.directory)

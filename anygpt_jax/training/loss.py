@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.errors import UserError
 from anygpt_jax.model.decoder import Decoder, project
 from anygpt_jax.model.sharding import constrain
 
@@ -59,8 +58,6 @@ def _head_loss(
 ) -> tuple[tuple, Array | None]:
     """What `head_loss` returns, and the gradient by the logits [B, L, V], if asked for."""
     head = constrain(head, None, "vocab")  # gathered here, and not for every part
-    if targets.shape[1] % chunks:
-        raise UserError(f"train.loss_chunks={chunks} must divide train.seq_len={targets.shape[1]}.")
 
     def one(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array | None]:
         logits = project(hidden, head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from anygpt_jax.data.loader import Batch, pack_row
-from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.sharding import (
-    BATCH_AXES,
     batch_sharding,
     between_steps,
     by_replica,
     like_params,
     param_shardings,
 )
+from anygpt_jax.training.checks import refuse, step_problems
 from anygpt_jax.training.loss import LossSums, losses
 from anygpt_jax.training.optimizer import make_optimizer
 
@@ -94,17 +92,6 @@ def abstract_batch(batch_size: int, seq_len: int, sharding: NamedSharding) -> di
     }
 
 
-def check_batch(train: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    rows = train.microbatches * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if train.batch_size % rows:
-        raise UserError(
-            f"train.batch_size={train.batch_size} must be a multiple of mesh slice × data × fsdp × "
-            f"train.microbatches = {rows}."
-        )
-    if train.seq_len % mesh.shape["context"]:
-        raise UserError(f"train.seq_len={train.seq_len} must be a multiple of mesh context = {mesh.shape['context']}.")
-
-
 def accumulated(gradient: Callable, microbatches: int) -> Callable:
     """`gradient(weights, rows)` of so many parts of the rows, one after the other, added up in float32.
 
@@ -128,7 +115,7 @@ def accumulated(gradient: Callable, microbatches: int) -> Callable:
 
 def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, modalities: int) -> Program:
     """`modalities` counts text and the vocabulary's blocks. UserError if the shapes do not divide the mesh."""
-    check_batch(train, mesh)
+    refuse(step_problems(model, train, mesh.shape))
     optimizer = make_optimizer(train)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
     shapes = nnx.to_pure_dict(abstract)
