@@ -279,7 +279,7 @@ def test_meshes_that_do_not_fit_are_refused():
         make_mesh({"pipeline": 2})
     config = settings(n_heads=6, head_dim=4, d_ff=50)
     config.model.n_kv_heads = 6
-    with pytest.raises(UserError, match=r"blocks.q.*tensor=4"):
+    with pytest.raises(UserError, match=r"model.n_heads=6 .* tensor = 4.\nmodel.n_kv_heads=6 .*\nmodel.d_ff=50"):
         train_step.build(model_of(config), config.train, make_mesh({"tensor": 4}), MODALITIES)
     with pytest.raises(UserError, match="batch_size"):
         train_step.build(model_of(settings()), config.train, make_mesh({"data": 8}), MODALITIES)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -118,20 +119,37 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES, "context"))
 
 
-def by_replica(function: Callable, mesh: Mesh) -> Callable:
-    """`function(params, batch)` on every replica's rows of the batch; its results with a leading axis of replicas.
+def rows_by_replica(batch: Any, mesh: Mesh, parts: int) -> Any:
+    """Arrays [B, L] as [parts, replicas, B / (parts · replicas), L]. Every part takes rows of every device."""
+    replicas = math.prod(mesh.shape[axis] for axis in REPLICAS)
+    rows_on = NamedSharding(mesh, P(None, REPLICAS, *spec(("batch", "length"))))
+
+    def one(x: jax.Array) -> jax.Array:
+        split = x.reshape(replicas, -1, parts, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(jnp.moveaxis(split, 2, 0), rows_on)
+
+    return jax.tree.map(one, batch)
+
+
+def by_replica(function: Callable) -> Callable:
+    """`function(weights, rows)` on every replica's rows [replicas, …]; its results with a leading axis of replicas.
 
     What it returns is not summed over the replicas, so that within a loop over layers they need not talk.
     """
-    replicas = math.prod(mesh.shape[axis] for axis in REPLICAS)
-    rows_on = NamedSharding(mesh, P(REPLICAS, *spec(("batch", "length"))))
+    return jax.vmap(function, in_axes=(None, 0), spmd_axis_name=REPLICAS)
 
-    def call(params: Any, batch: Any) -> Any:
-        rows = jax.tree.map(lambda x: x.reshape(replicas, -1, *x.shape[1:]), batch)
-        rows = jax.lax.with_sharding_constraint(rows, rows_on)
-        return jax.vmap(function, in_axes=(None, 0), spmd_axis_name=REPLICAS)(params, rows)
 
-    return call
+def sum_within_slices(x: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Sums [replicas, …] over the replicas of each slice, laid out as `shardings` say of a sum: [slices, …].
+
+    Slices are another network, where sums wait until the end of a step.
+    """
+
+    def one(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        summed = x.reshape(mesh.shape["slice"], -1, *x.shape[1:]).sum(1)
+        return jax.lax.with_sharding_constraint(summed, NamedSharding(mesh, P("slice", *sharding.spec)))
+
+    return jax.tree.map(one, x, shardings)
 
 
 def like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -24,6 +24,8 @@ from anygpt_jax.model.sharding import (
     by_replica,
     like_params,
     param_shardings,
+    rows_by_replica,
+    sum_within_slices,
 )
 from anygpt_jax.training.checks import refuse, step_problems
 from anygpt_jax.training.loss import LossSums, losses
@@ -92,25 +94,17 @@ def abstract_batch(batch_size: int, seq_len: int, sharding: NamedSharding) -> di
     }
 
 
-def accumulated(gradient: Callable, microbatches: int) -> Callable:
-    """`gradient(weights, rows)` of so many parts of the rows, one after the other, added up in float32.
+def accumulated(function: Callable, parts: Any) -> Any:
+    """The sum of `function(part)` over the leading axis of `parts`, one after the other, added up in float32."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    if jax.tree.leaves(parts)[0].shape[0] == 1:
+        return function(first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(function, first))
 
-    What it returns must be a sum over rows. Every part takes rows of every device.
-    """
-    if microbatches == 1:
-        return gradient
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
 
-    def call(weights: Any, rows: Any) -> Any:
-        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), rows)
-        shapes = jax.eval_shape(gradient, weights, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(weights, part)), None
-
-        return jax.lax.scan(add, zeros, parts)[0]
-
-    return call
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, modalities: int) -> Program:
@@ -142,17 +136,23 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         def sums(weights: Any, rows: Any) -> LossSums:
             return losses(nnx.merge(graph, weights), rows, modalities, chunks=train.loss_chunks)[1]
 
-        return jax.tree.map(lambda x: x.sum(0), by_replica(sums, mesh)(weights, batch))
+        parts = rows_by_replica(batch, mesh, train.microbatches)
+        found = accumulated(lambda rows: by_replica(sums)(weights, rows), parts)
+        return jax.tree.map(lambda x: x.sum(0), found)
 
     def gradients(params: Any, batch: Any) -> tuple[jax.Array, LossSums, Any]:
         total = batch["loss_weights"].sum()
+        weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
 
         def loss(weights: Any, rows: Any) -> tuple[jax.Array, LossSums]:
             return losses(nnx.merge(graph, weights), rows, modalities, train.z_loss, total, train.loss_chunks)
 
-        weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
-        gradient = accumulated(jax.value_and_grad(loss, has_aux=True), train.microbatches)
-        (value, sums), found = jax.tree.map(lambda x: x.sum(0), by_replica(gradient, mesh)(weights, batch))
+        def one(rows: Any) -> tuple[tuple[jax.Array, LossSums], Any]:
+            values, found = by_replica(jax.value_and_grad(loss, has_aux=True))(weights, rows)
+            return values, sum_within_slices(found, params_on, mesh)
+
+        parts = accumulated(one, rows_by_replica(batch, mesh, train.microbatches))
+        (value, sums), found = jax.tree.map(lambda x: x.sum(0), parts)
         found = jax.tree.map(lambda g, p: g.astype(p.dtype), found, params)
         return value, sums, jax.lax.with_sharding_constraint(found, params_on)
 
