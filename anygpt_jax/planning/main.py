@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -17,11 +18,12 @@ from anygpt_jax.cache import load_vocabulary, write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.remat import POLICIES
+from anygpt_jax.model.sharding import mesh_shape
 from anygpt_jax.planning import page, sweep
 from anygpt_jax.planning.chips import CHIPS, Topology
 from anygpt_jax.planning.compile import compile_step, compiler_version, default_cache, mesh_axes
 from anygpt_jax.planning.estimate import ASSUMPTIONS, CONVENTION, OMITTED, PUBLISHED, Estimate, estimate
-from anygpt_jax.training.checks import config_problems, refuse
+from anygpt_jax.training.checks import config_problems, problem_of, refuse
 from anygpt_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -75,9 +77,12 @@ def plan(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, topology: Topology, cache: pathlib.Path | None
 ) -> Estimate:
     """Compiles the config's train step (or finds it compiled) and reads it."""
-    axes = mesh_axes(config.mesh, topology)
+    of_mesh = problem_of(mesh_axes, config.mesh, topology)
+    axes = mesh_shape(config.mesh) if of_mesh else mesh_axes(config.mesh, topology)
+    on_slice = ml_collections.ConfigDict(config.to_dict() | {"mesh": axes})
     refuse(
-        config_problems(ml_collections.ConfigDict(config.to_dict() | {"mesh": axes}), vocabulary, topology.devices)
+        of_mesh
+        + config_problems(on_slice, vocabulary, max(topology.devices, math.prod(axes.values())))
         + quantization_problems(config.model.get("quantization", "none"), topology)
     )
     model, train = ModelConfig.from_config(config.model, vocabulary), config.train
