@@ -37,13 +37,10 @@ def scale_frequencies(frequencies: Float[Array, " half"], scaling: RopeScaling) 
 
 
 def rotate(x: Float[Array, "B L heads K"], by: Rotation) -> Float[Array, "B L heads K"]:
-    """Rotates the pairs (i, i + K/2), the half-split layout of Hugging Face's LLaMA.
-
-    In whole rows of K: as two halves they would be written and read once more, on TPUs.
-    """
-    cos, sin = (jnp.concatenate(pair, axis=-1) for pair in ((by[0], by[0]), (-by[1], by[1])))
-    x32 = x.astype(jnp.float32)
-    return (x32 * cos + jnp.roll(x32, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
+    """Rotates the pairs (i, i + K/2), the half-split layout of Hugging Face's LLaMA."""
+    cos, sin = by
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def attention(
