@@ -74,6 +74,21 @@ def test_the_heads_loss_and_its_gradients_are_optaxs(chunks):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), d_found, d_expected)
 
 
+def test_padding_of_the_vocabulary_is_no_part_of_the_softmax_and_gets_no_gradient():
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(2, 6, 8)).astype(np.float32), rng.normal(size=(8, 16)).astype(np.float32)
+    targets, weights = rng.integers(0, 11, (2, 6)), rng.random((2, 6)).astype(np.float32)
+
+    def ours(head):
+        return head_loss(hidden, head, targets, weights, 0.3, 2, 11)[0]
+
+    expected, d_expected = jax.value_and_grad(lambda w: plain_loss(hidden @ w, targets, weights, 0.3))(head[:, :11])
+    found, d_found = jax.value_and_grad(ours)(head)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(d_found[:, :11], d_expected, atol=2e-5)
+    np.testing.assert_array_equal(d_found[:, 11:], 0)
+
+
 def test_packed_loss_and_gradients_equal_the_padded_ones():
     made = records(9)
     packed = batch_of([made[:4], made[4:9]], 160)

@@ -36,6 +36,7 @@ class ModelConfig:
     n_kv_heads: int
     head_dim: int
     d_ff: int
+    ids: int | None = None  # of the vocabulary: rows from there on are padding, and are never predicted
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
@@ -82,14 +83,14 @@ class ModelConfig:
         """`config.model` (its `vocab_multiple` decides the padding) for one vocabulary."""
         fields = dict(model)
         multiple = fields.pop("vocab_multiple", 1)
-        known = {f.name for f in dataclasses.fields(cls)} - {"vocab_size"}
+        known = {f.name for f in dataclasses.fields(cls)} - {"vocab_size", "ids"}
         if set(fields) - known:
             raise UserError(
                 f"Unknown model setting '{min(set(fields) - known)}'; known ones: {', '.join(sorted(known))}."
             )
         if fields.get("rope_scaling") is not None:
             fields["rope_scaling"] = _rope_scaling(fields["rope_scaling"])
-        return cls(vocab_size=vocabulary.padded_size(multiple), **fields)
+        return cls(vocab_size=vocabulary.padded_size(multiple), ids=vocabulary.size, **fields)
 
     @property
     def dtype(self) -> jnp.dtype:

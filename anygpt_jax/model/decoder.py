@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.model.attention import Rotation, attention, packed_attention, rotate, rotation
+from anygpt_jax.model.attention import MASKED, Rotation, attention, packed_attention, rotate, rotation
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.kv_cache import KVCache
 from anygpt_jax.model.quantized import product
@@ -70,10 +70,13 @@ def apart(x: Array) -> Array:
 apart.defvjp(lambda x: (apart(x), None), lambda _, g: (jax.lax.optimization_barrier(g),))
 
 
-def project(hidden: Float[Array, "B L D"], head: Float[Array, "D V"]) -> Float[Array, "B L V"]:
-    """Logits, float32. Flat for the same reason as in `multiply`."""
+def project(hidden: Float[Array, "B L D"], head: Float[Array, "D V"], ids: int | None = None) -> Float[Array, "B L V"]:
+    """Logits, float32; those of padding, from `ids` on, are as low as can be. Flat as in `multiply`."""
     flat = jnp.matmul(hidden.reshape(-1, hidden.shape[-1]), head, preferred_element_type=jnp.float32)
-    return constrain(flat.reshape(*hidden.shape[:2], -1), "batch", "length", "vocab")
+    logits = constrain(flat.reshape(*hidden.shape[:2], -1), "batch", "length", "vocab")
+    if ids is None or ids == head.shape[1]:
+        return logits
+    return jnp.where(jnp.arange(head.shape[1]) < ids, logits, MASKED)
 
 
 class Block(nnx.Module):
@@ -125,8 +128,8 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Tokens to logits of the next token, over one vocabulary for all modalities.
 
-    Logits are float32 [B, L, V] with V = `config.vocab_size`, the padded size: ids past the vocabulary's
-    own size are never targets, and sampling must not choose them.
+    Logits are float32 [B, L, V] with V = `config.vocab_size`, the padded size: ids past the vocabulary's own
+    are never targets, and no softmax counts them.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -142,7 +145,7 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> Float[Array, "B L V"]:
         """Packed sequences: a token sees the earlier ones of its own segment. Segment 0 is padding."""
-        return project(self.hidden(tokens, positions, segment_ids), self.head_matrix())
+        return project(self.hidden(tokens, positions, segment_ids), self.head_matrix(), self.config.ids)
 
     def hidden(
         self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
@@ -180,7 +183,8 @@ class Decoder(nnx.Module):
             return block.finish(x_BTD, attention(q, keys[i], values[i], mask_BTS)), KVCache(keys, values)
 
         x_BTD, cache = self._through_layers(layer, (self._embed(tokens), cache), positions)
-        return project(rms_norm(x_BTD, self.norm[...], self.config.norm_eps), self.head_matrix()), cache
+        y_BTD = rms_norm(x_BTD, self.norm[...], self.config.norm_eps)
+        return project(y_BTD, self.head_matrix(), self.config.ids), cache
 
     def _embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         return constrain(self.embedding[...].astype(self.config.dtype)[tokens], "batch", "length", None)

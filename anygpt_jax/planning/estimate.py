@@ -83,6 +83,7 @@ class Speed:
 
     step_seconds: float
     matmul_seconds: float
+    matmul_roofline_seconds: float  # of the same products at their peak, or at HBM's bandwidth
     attention_seconds: float
     elementwise_seconds: float
     exposed_seconds: float
@@ -142,6 +143,7 @@ def speed_of(
     return Speed(
         step_seconds=seconds,
         matmul_seconds=spent.matmul,
+        matmul_roofline_seconds=spent.matmul_roofline,
         attention_seconds=spent.attention,
         elementwise_seconds=spent.elementwise,
         exposed_seconds=spent.exposed,

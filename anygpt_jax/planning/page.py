@@ -42,6 +42,7 @@ def _speed_lines(speed: Speed) -> list[str]:
         ("elementwise", speed.elementwise_seconds), ("exposed collectives", speed.exposed_seconds),
     ]  # fmt: skip
     lines = [f"  {name:<20}{1e3 * s:10.2f} ms {100 * s / speed.step_seconds:5.1f} %" for name, s in parts]
+    lines[0] += f", at {speed.matmul_roofline_seconds / speed.matmul_seconds:.0%} of their roofline"
     return [
         *lines,
         f"  {'step':<20}{1e3 * speed.step_seconds:10.2f} ms, at best {1e3 * speed.roofline_seconds:.2f} (roofline)",

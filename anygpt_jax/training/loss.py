@@ -35,32 +35,41 @@ def token_losses(
     return log_z - chosen, log_z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def head_loss(
     hidden: Float[Array, "B L D"],
     head: Float[Array, "D V"],
     targets: Int[Array, "B L"],
     weights: Float[Array, "B L"],
     z_loss: float,
-    chunks: int,
+    chunks: int = 1,
+    ids: int | None = None,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "B L"], Float[Array, "B L"]]]:
     """Σ weights · (nll + z_loss · log_z²), and each token's nll and log_z, which have no derivative.
 
     The z-loss keeps logits from drifting (PaLM, arXiv 2204.02311). The logits of only one of `chunks` parts of
     every row exist at a time. A loss that is a sum has its gradient with its value: where one is asked for,
     a part's logits turn into their own gradient, in the matrices' dtype, at once, and nothing is computed again.
+    Columns of the head from `ids` on are padding.
     """
-    return _head_loss(hidden, head, targets, weights, z_loss, chunks, with_gradient=False)[0]
+    return _head_loss(hidden, head, targets, weights, z_loss, chunks, ids, with_gradient=False)[0]
 
 
 def _head_loss(
-    hidden: Array, head: Array, targets: Array, weights: Array, z_loss: float, chunks: int, with_gradient: bool
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    weights: Array,
+    z_loss: float,
+    chunks: int,
+    ids: int | None,
+    with_gradient: bool,
 ) -> tuple[tuple, Array | None]:
     """What `head_loss` returns, and the gradient by the logits [B, L, V], if asked for."""
     head = constrain(head, None, "vocab")  # gathered here, and not for every part
 
     def one(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array | None]:
-        logits = project(hidden, head)
+        logits = project(hidden, head, ids)
         nll, log_z = token_losses(logits, targets)
         if not with_gradient:
             return nll, log_z, None
@@ -90,12 +99,14 @@ def _join(x: Array) -> Array:
     return parts.reshape(parts.shape[0], -1, *parts.shape[3:])
 
 
-def _head_loss_forward(hidden: Array, head: Array, targets: Array, weights: Array, z_loss: float, chunks: int):
-    out, gradient = _head_loss(hidden, head, targets, weights, z_loss, chunks, with_gradient=True)
+def _head_loss_forward(
+    hidden: Array, head: Array, targets: Array, weights: Array, z_loss: float, chunks: int, ids: int | None
+):
+    out, gradient = _head_loss(hidden, head, targets, weights, z_loss, chunks, ids, with_gradient=True)
     return out, (hidden, head, gradient)
 
 
-def _head_loss_backward(z_loss: float, chunks: int, saved: tuple, cotangents: tuple) -> tuple:
+def _head_loss_backward(z_loss: float, chunks: int, ids: int | None, saved: tuple, cotangents: tuple) -> tuple:
     hidden, head, gradient = saved
     scale = cotangents[0].astype(gradient.dtype)
     g, x = (y.reshape(-1, y.shape[-1]) for y in (gradient, hidden))
@@ -125,7 +136,9 @@ def losses(
     weights = batch["loss_weights"]
     total = jnp.maximum(weights.sum() if weight is None else weight, 1.0)
     hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
-    loss, (nll, log_z) = head_loss(hidden, decoder.head_matrix(), batch["targets"], weights / total, z_loss, chunks)
+    loss, (nll, log_z) = head_loss(
+        hidden, decoder.head_matrix(), batch["targets"], weights / total, z_loss, chunks, decoder.config.ids
+    )
     weights_BLM = weights[..., None] * jax.nn.one_hot(batch["modality"], modalities)
 
     def by_modality(x_BL: Array) -> Array:
