@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.update(
         d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536,
         rope_theta=100_000.0, tied_embeddings=True,
-        attention="xla", matmul_barriers=False, remat="none",
+        attention="xla", matmul_barriers="none", remat="none",
     )  # fmt: skip
     c.mesh.update(fsdp=1)
     c.train.update(batch_size=16, seq_len=2048, steps=20_000, learning_rate=5e-4, warmup_steps=500)

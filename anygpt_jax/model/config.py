@@ -13,6 +13,8 @@ from anygpt_jax.model.remat import POLICIES
 from anygpt_jax.vocabulary import Vocabulary
 
 ATTENTIONS = ("xla", "splash")
+# Between matrix products and what reads them, everywhere, or but for the gate's and up's in the forward pass.
+BARRIERS = ("none", "all", "all_but_gates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ModelConfig:
     attention: str = "xla"  # or splash, the TPU's kernel: the same numbers
     quantization: str = "none"  # of the layers' matrix products: a name in `quantized.QUANTIZATIONS`
     remat: str = "none"  # a name in `remat.POLICIES`
-    matmul_barriers: bool = False  # matrix products are not fused with the reductions after them; for TPUs
+    matmul_barriers: str = "none"  # what keeps XLA from fusing into matrix products on TPUs: one of BARRIERS
     unroll: int = 1  # layers a step of the scan: all of them is faster on a CPU, one compiles fastest
 
     def __post_init__(self):
@@ -73,6 +75,8 @@ class ModelConfig:
             found.append(f"quantization '{self.quantization}' must be one of {', '.join(QUANTIZATIONS)}")
         if self.attention not in ATTENTIONS:
             found.append(f"attention '{self.attention}' must be one of {', '.join(ATTENTIONS)}")
+        if self.matmul_barriers not in BARRIERS:
+            found.append(f"matmul_barriers '{self.matmul_barriers}' must be one of {', '.join(BARRIERS)}")
         for name in ("param_dtype", "compute_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 found.append(f"{name} '{getattr(self, name)}' must be float32 or bfloat16")

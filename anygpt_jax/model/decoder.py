@@ -6,6 +6,7 @@ V vocabulary, S cache slots. Layers are stacked along a leading axis and scanned
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -57,17 +58,17 @@ def multiply(x: Array, w: nnx.Param, config: ModelConfig, contracted: int = 1) -
     return product(x.reshape(-1, math.prod(into)), matrix, config.quantization).reshape(*lead, *out)
 
 
-@jax.custom_vjp
-def apart(x: Array) -> Array:
-    """x. What is before and after it is not fused into one loop, neither here nor in the backward pass.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def apart(x: Array, forward: bool = True) -> Array:
+    """x. What is before and after it is not fused into one loop, in the backward pass and, if so, in the forward one.
 
     XLA for TPUs fuses into a matrix product the reductions that read its result (the backward pass of
     RMSNorm, of SiLU), and the product then runs at half its speed.
     """
-    return jax.lax.optimization_barrier(x)
+    return jax.lax.optimization_barrier(x) if forward else x
 
 
-apart.defvjp(lambda x: (apart(x), None), lambda _, g: (jax.lax.optimization_barrier(g),))
+apart.defvjp(lambda x, forward: (apart(x, forward), None), lambda _, __, g: (jax.lax.optimization_barrier(g),))
 
 
 def project(hidden: Float[Array, "B L D"], head: Float[Array, "D V"], ids: int | None = None) -> Float[Array, "B L V"]:
@@ -100,9 +101,10 @@ class Block(nnx.Module):
         self.up = weight(config, rngs, (D, F), ("embed", "mlp"), into)
         self.down = weight(config, rngs, (F, D), ("mlp", "embed"), F**-0.5 * out_of)
 
-    def _apart(self, x: Array) -> Array:
-        """x, and in the backward pass its gradient, as the matrix products left it."""
-        return apart(x) if self.config.matmul_barriers else x
+    def _apart(self, x: Array, gated: bool = False) -> Array:
+        """x, and in the backward pass its gradient, as the matrix products left it, if the config wants barriers."""
+        barriers = self.config.matmul_barriers
+        return x if barriers == "none" else apart(x, not gated or barriers == "all")
 
     def queries_keys_values(self, x_BLD: Float[Array, "B L D"], by: Rotation) -> tuple[Array, Array, Array]:
         """q [B, L, H, K], k and v [B, L, G, K], rotated by their positions."""
@@ -118,8 +120,8 @@ class Block(nnx.Module):
         config = self.config
         x_BLD = checkpoint_name(x_BLD + multiply(self._apart(attended_BLHK), self.o, config, contracted=2), "mid")
         y_BLD = self._apart(rms_norm(x_BLD, self.mlp_norm[...], config.norm_eps))
-        gate_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.gate, config)), "gate")
-        up_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.up, config)), "up")
+        gate_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.gate, config), gated=True), "gate")
+        up_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.up, config), gated=True), "up")
         hidden_BLF = self._apart(jax.nn.silu(gate_BLF) * up_BLF)
         x_BLD = x_BLD + multiply(hidden_BLF, self.down, config)
         return constrain(x_BLD, "batch", "length", None)

@@ -75,9 +75,11 @@ def _kernel(heads: int, length: int, shards: int, interpret: bool) -> kernels.Sp
     if block is None or length % shards:
         raise UserError(length_problems(length, shards)[0])
     causal = masks.CausalMask((length, length), shard_count=shards)
+    # One backward kernel for all three gradients computes the scores once, not twice.
     sizes = kernels.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
-    )
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )  # fmt: skip
     return kernels.make_splash_mha(
         masks.MultiHeadMask([causal] * heads),
         block_sizes=sizes,

@@ -48,6 +48,11 @@ class Setting:
     quantization: str = "none"
 
     @property
+    def barriers(self) -> str:
+        """What `anygpt plan` finds fastest on the chip."""
+        return "all" if self.topology.startswith("v5p") else "all_but_gates"
+
+    @property
     def name(self) -> str:
         parts = [self.config, f"{self.topology}{f' × {self.slices}' if self.slices > 1 else ''}", self.mesh]
         parts += [f"{self.rows} × {self.length}", self.remat]
@@ -113,7 +118,7 @@ def ours(setting: Setting) -> Row | str:
     config = load_config(f"configs/{setting.config}.py")
     axes = dict.fromkeys(config.mesh, 1) | parse_mesh(setting.mesh)
     config.mesh.update(axes)
-    config.model.update(remat=setting.remat, quantization=setting.quantization)
+    config.model.update(remat=setting.remat, quantization=setting.quantization, matmul_barriers=setting.barriers)
     config.train.update(
         batch_size=setting.rows * math.prod(axes[axis] for axis in BATCH_AXES),
         seq_len=setting.length,
