@@ -6,11 +6,13 @@ import json
 import pathlib
 from collections import Counter
 
+import numpy as np
 import pytest
 import synthetic
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
+from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.planning import estimate, hlo, main, sweep
 from anygpt_jax.planning.chips import Topology
 from anygpt_jax.planning.collectives import census
@@ -150,6 +152,58 @@ def test_slices_are_told_apart():
     assert [d.slice_index for d in devices] == [0] * 4 + [1] * 4
 
 
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("v5p:4x4x4", "fsdp=32,tensor=2"), ("v5e:16x16", "fsdp=32,tensor=8"), ("v5p:4x4x4", "fsdp=16,tensor=4")],
+)
+def test_a_mesh_may_have_any_divisor_shape(name, mesh):
+    """Every device once; the innermost axis' devices are a block of neighbours on the torus."""
+    topology = Topology.parse(name)
+    made = make_mesh(sweep.parse_mesh(mesh), topology_devices(topology))
+    assert len({device.id for device in made.devices.flat}) == topology.devices
+    for row in made.devices.reshape(-1, made.shape["tensor"]):
+        size = np.prod(np.ptp([device.coords for device in row], axis=0) + 1)
+        assert size == len(row)
+
+
 def test_a_shape_that_nobody_builds_is_refused():
     with pytest.raises(UserError, match="knows no topology v5e:3x5"):
         topology_devices(Topology.parse("v5e:3x5"))
+
+
+def variant(name, mesh="", **model):
+    topology, config = Topology.parse(name), settings()
+    config.model.update(**model)
+    return compile_step(
+        ModelConfig.from_config(config.model, VOCABULARY), config.train,
+        mesh_axes(sweep.parse_mesh(mesh) if mesh else {}, topology), 4, topology,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(64, 4, 1), (80, 2, 2), (96, 6, 2)])
+def test_any_head_dimension_and_grouped_queries_compile_with_the_kernel(head_dim, heads, kv_heads):
+    program = variant("v5e:2x2", head_dim=head_dim, n_heads=heads, n_kv_heads=kv_heads)
+    assert not program.refused and "splash" in program.text
+
+
+def test_offloaded_activations_wait_in_the_hosts_memory():
+    on_device, on_host = variant("v5p:2x2x1", remat="most"), variant("v5p:2x2x1", remat="offload_mlp")
+    moved = 2 * LAYERS * ROWS * LENGTH * 512 * 2  # gate and up, bfloat16
+    assert on_device.memory.host == 0
+    assert moved <= on_host.memory.host <= 1.1 * moved
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "dtype"), [("v5e:2x2", "int8", "s8"), ("tpu7x:2x2x1", "fp8", "f8e4m3fn")]
+)
+def test_quantized_products_run_in_eight_bits_forward_and_backward(name, quantization, dtype):
+    """Of each of the layers' seven matrices three products; what is left is the head's."""
+    program = variant(name, quantization=quantization)
+    module = hlo.parse(program.text)
+    eight = Counter()
+    for computation in module.computations.values():
+        for x in computation.instructions:
+            if x.opcode in ("convolution", "dot"):
+                eight[any(s.dtype == dtype for o in x.operands for s in computation.shapes_of(o))] += 1
+    assert eight[True] == 3 * 7, eight
+    assert eight[False] < 7, eight

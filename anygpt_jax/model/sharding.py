@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -32,6 +33,14 @@ RULES: dict[str, str] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
 }
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[jax.Device], split: bool) -> np.ndarray:
+    """Devices by MESH_AXES; slices along the first axis if there are several. `split` allows parts of a dimension."""
+    if shape[0] > 1 and len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        within, across = (1, *shape[1:]), (shape[0], *[1] * (len(shape) - 1))
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
 
 
 def mesh_shape(axes: Mapping[str, int]) -> dict[str, int]:
@@ -61,11 +70,11 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         raise UserError("\n".join(problems))
     shape = tuple(mesh_shape(axes).values())
     wanted = math.prod(shape)
-    if shape[0] > 1 and len({getattr(device, "slice_index", 0) for device in devices[:wanted]}) > 1:
-        within, across = (1, *shape[1:]), (shape[0], *[1] * (len(shape) - 1))
-        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices[:wanted])
-    else:
-        grid = mesh_utils.create_device_mesh(shape, devices[:wanted])
+    # Axes that are whole dimensions of the torus keep its rings; any other divisor shape splits one.
+    try:
+        grid = _grid(shape, devices[:wanted], split=False)
+    except NotImplementedError:
+        grid = _grid(shape, devices[:wanted], split=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
