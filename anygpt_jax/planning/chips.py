@@ -14,17 +14,6 @@ from typing import Any
 
 from anygpt_jax.errors import UserError
 
-# Of the compiler, for every chip: gathers and scatters of weights run beside the matrix products instead of
-# before them (the set that MaxText's benchmarks name "continuation fusion" and "data parallel overlap").
-OVERLAP = {
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
-    "xla_enable_async_all_gather": "true",
-    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
-    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
-}
 GIB = 2**30
 
 
@@ -46,7 +35,6 @@ class Chip:
     wraps_at: int = 4  # a torus dimension closes into a ring when its length is a multiple of this
     wraps_alone: bool = False  # each dimension for itself, or only all of them together
     config_name: str | None = None  # libtpu's name of the chip's mode
-    options: tuple[tuple[str, str], ...] = tuple(OVERLAP.items())  # of the compiler
 
     def peak(self, dtype: str) -> float:
         """FLOP/s of matrix products of an HLO element type. What has no unit of its own runs as bfloat16."""

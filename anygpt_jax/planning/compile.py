@@ -132,12 +132,12 @@ def compile_step(
     """`training.step.build`'s step on `mesh` (axis → size), compiled for `topology`, or read from `cache`."""
     program = train_step.build(model, train, make_mesh(mesh, topology_devices(topology)), modalities)
     lowered = program.lower_step(train.batch_size, train.seq_len)
-    key = _key(lowered, topology)
+    key = _key(lowered, topology, program.compiler_options)
     path = None if cache is None else cache / f"{key}.json.gz"
     stored = _load(path) if path else None
     if stored is None:
         began = time.perf_counter()
-        stored = _compile(lowered, topology) | {"seconds": time.perf_counter() - began}
+        stored = _compile(lowered) | {"seconds": time.perf_counter() - began}
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, gzip.compress(json.dumps(stored).encode(), 6))
@@ -151,9 +151,9 @@ def compile_step(
     )
 
 
-def _compile(lowered: jax.stages.Lowered, topology: Topology) -> dict[str, Any]:
+def _compile(lowered: jax.stages.Lowered) -> dict[str, Any]:
     try:
-        compiled = lowered.compile(dict(topology.chip.options))
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -178,14 +178,14 @@ def _needed(message: str) -> int:
     return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[found[2]]) if found else 0
 
 
-def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
+def _key(lowered: jax.stages.Lowered, topology: Topology, options: Mapping[str, str]) -> str:
     """SHA-256 of everything that decides the compiled program."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
     settings = [
         FORMAT,
         topology.name,
         repr(topology.arguments()),
-        sorted(topology.chip.options),
+        sorted(options.items()),
         sorted(versions.items()),
     ]
     return hashlib.sha256((json.dumps(settings) + lowered.as_text()).encode()).hexdigest()

@@ -89,7 +89,10 @@ def plan(
     modalities = 1 + len(vocabulary.modalities or config.get("modalities", ()))
     log.info("Compiling for %s × %d, mesh %s: minutes for a large model.", topology.name, topology.slices, axes)
     compiled = compile_step(model, train, axes, modalities, topology, cache)
-    return estimate(compiled, model, topology, axes, train.batch_size, train.seq_len, train.steps, compiler_version())
+    return estimate(
+        compiled, model, topology, axes, train.batch_size, train.seq_len, train.steps, compiler_version(),
+        train.microbatches,
+    )  # fmt: skip
 
 
 def quantization_problems(quantization: str, topology: Topology) -> list[str]:

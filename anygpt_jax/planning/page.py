@@ -50,11 +50,16 @@ def _speed_lines(speed: Speed) -> list[str]:
     ]
 
 
+def _parts(e: Estimate) -> str:
+    parts = f" in {e.microbatches} microbatches" if e.microbatches > 1 else ""
+    return parts + (f", products in {e.quantization}" if e.quantization != "none" else "")
+
+
 def page(e: Estimate) -> str:
     """What a person reads."""
     lines = [
         f"{e.topology} × {e.slices} ({e.chips} chips), mesh {axes_text(e.mesh)}",
-        f"{e.parameters:,} parameters, batch {e.batch_size} × {e.seq_len} tokens, remat {e.remat}",
+        f"{e.parameters:,} parameters, batch {e.batch_size} × {e.seq_len} tokens{_parts(e)}, remat {e.remat}",
         "",
         "FITS" if e.fits else f"DOES NOT FIT: {e.refused or 'more than the chip has'}",
         "HBM of one device:",
@@ -67,7 +72,7 @@ def page(e: Estimate) -> str:
             "Estimated step:",
             *_speed_lines(s),
             "",
-            f"MFU {100 * s.mfu:.1f} % ({100 * s.mfu_full_attention:.1f} % with attention counted in full)",
+            f"MFU {100 * s.mfu:.1f} % of the bfloat16 peak ({100 * s.mfu_full_attention:.1f} % with attention counted in full)",
             f"{s.tokens_per_second_per_chip:,.0f} tokens/s/chip",
             f"{s.tokens:,} tokens: {s.days:.2f} days, {s.chip_hours:,.0f} chip-hours",
             f"FLOPs a step: model {s.model_flops:.4g}, program {s.hardware_flops:.4g}",

@@ -28,6 +28,7 @@ from anygpt_jax.model.sharding import (
     sum_within_slices,
 )
 from anygpt_jax.training.checks import refuse, step_problems
+from anygpt_jax.training.compiler import compiler_options
 from anygpt_jax.training.loss import LossSums, losses
 from anygpt_jax.training.optimizer import make_optimizer
 
@@ -62,6 +63,7 @@ class Program:
     gradients: Callable[[Any, Any], tuple[jax.Array, LossSums, Any]]  # before clipping; what a step begins with
     lower_step: Callable[[int, int], jax.stages.Lowered]  # (batch_size, seq_len); on devices that need not exist
     parameters: int
+    compiler_options: dict[str, str]  # that the step is compiled with
 
     def place(self, batch: Batch, rows: range, batch_size: int) -> dict[str, jax.Array]:
         """This process's rows of a global batch [batch_size, L] onto its devices."""
@@ -177,8 +179,13 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         jax.eval_shape(new_state, jax.random.key(0)),
         state_on,
     )
+    options = compiler_options(mesh.devices.flat[0])
     jitted_step = jax.jit(
-        step, in_shardings=(state_on, batch_on), out_shardings=(state_on, replicated), donate_argnums=0
+        step,
+        in_shardings=(state_on, batch_on),
+        out_shardings=(state_on, replicated),
+        donate_argnums=0,
+        compiler_options=options,
     )
     return Program(
         mesh=mesh,
@@ -191,4 +198,5 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
             lambda batch_size, seq_len: jitted_step.lower(abstract_state, abstract_batch(batch_size, seq_len, batch_on))
         ),
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)),
+        compiler_options=options,
     )

@@ -35,7 +35,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# The set of `anygpt_jax.planning.chips.OVERLAP`.
+# The set of `anygpt_jax.training.compiler.OVERLAP`.
 COMPILER = (
     "xla_tpu_enable_async_collective_fusion",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
