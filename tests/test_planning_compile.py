@@ -18,6 +18,8 @@ from anygpt_jax.planning.chips import Topology
 from anygpt_jax.planning.collectives import census
 from anygpt_jax.planning.compile import compile_step, compiler_version, mesh_axes, topology_devices
 from anygpt_jax.planning.timeline import Timeline
+from anygpt_jax.training import step
+from anygpt_jax.training.compiler import OVERLAP, WHOLE_PRODUCTS
 from anygpt_jax.training.flops import matrix_parameters
 from anygpt_jax.vocabulary import Vocabulary
 
@@ -145,6 +147,18 @@ def test_a_plan_from_the_command_is_cached(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "v5e:4x8"])
 def test_the_compiler_knows_every_chip(name):
     assert len(topology_devices(Topology.parse(name))) == Topology.parse(name).devices
+
+
+def test_a_run_is_compiled_with_the_options_of_its_plan():
+    """On TPUs; elsewhere there are none. Matrices that are cut over tensor are gathered whole."""
+    train = settings().train
+    model = ModelConfig.from_config(settings().model, VOCABULARY)
+    made = [
+        step.build(model, train, make_mesh(axes, topology_devices(Topology.parse("v5e:2x2"))), 4).compiler_options
+        for axes in ({"fsdp": 4}, {"fsdp": 2, "tensor": 2})
+    ]
+    assert made == [OVERLAP, OVERLAP | WHOLE_PRODUCTS]
+    assert step.build(model, train, make_mesh({}), 4).compiler_options == {}
 
 
 def test_slices_are_told_apart():

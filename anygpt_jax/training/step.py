@@ -179,7 +179,7 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         jax.eval_shape(new_state, jax.random.key(0)),
         state_on,
     )
-    options = compiler_options(mesh.devices.flat[0])
+    options = compiler_options(mesh)
     jitted_step = jax.jit(
         step,
         in_shardings=(state_on, batch_on),

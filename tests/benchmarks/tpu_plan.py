@@ -108,7 +108,8 @@ ALONE = (
     Setting("v5e:16x16", "slice=4,data=16,fsdp=16", 4, 2048, "all_but_mlp", microbatches=2, slices=4),
     Setting("v5p:4x4x4", "fsdp=32,tensor=2", 8, 4096, "most"),
     Setting("v5p:4x4x8", "fsdp=128", 2, 4096, "most", config="llama2_13b"),
-    Setting("v5p:8x8x8", "fsdp=128,tensor=4", 4, 4096, "attention", config="llama2_70b"),
+    Setting("v5p:8x8x8", "fsdp=512", 1, 4096, "minimal", config="llama2_70b"),
+    Setting("v5p:8x8x8", "fsdp=128,tensor=4", 4, 4096, "most", config="llama2_70b"),
 )
 
 
