@@ -10,9 +10,9 @@ import synthetic
 from flax import nnx
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.model.attention import attention, packed_attention
+from anygpt_jax.model.attention import attention, packed_attention, rotation
 from anygpt_jax.model.config import ModelConfig
-from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.model.decoder import Decoder, swiglu
 from anygpt_jax.model.kv_cache import init_cache
 
 TINY = ModelConfig(vocab_size=48, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=40, qk_norm=True)
@@ -236,3 +236,18 @@ def test_the_config_of_a_vocabulary_is_padded_and_checked():
     assert 0 <= config.vocab_size - vocabulary.size < 8
     with pytest.raises(UserError, match="dropout"):
         ModelConfig.from_config({**settings, "dropout": 0.1}, vocabulary)
+
+
+def test_swiglu_and_its_gradients_are_those_of_the_formula():
+    gate, up, g = jax.random.normal(jax.random.key(0), (3, 5, 7)) * 3
+    found, pull = jax.vjp(swiglu, gate, up)
+    expected, pull_expected = jax.vjp(lambda gate, up: gate / (1 + jnp.exp(-gate)) * up, gate, up)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for a, b in zip(pull(g), pull_expected(g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rotations_kept_in_memory_are_the_same():
+    positions = jnp.array([[0, 1, 5000, 131071]])
+    for kept, plain in zip(rotation(positions, 64, 5e5, in_memory=True), rotation(positions, 64, 5e5), strict=True):
+        np.testing.assert_allclose(kept, plain, atol=1e-6)

@@ -19,7 +19,7 @@ from anygpt_jax.planning.collectives import census
 from anygpt_jax.planning.compile import compile_step, compiler_version, mesh_axes, topology_devices
 from anygpt_jax.planning.timeline import Timeline
 from anygpt_jax.training import step
-from anygpt_jax.training.compiler import OVERLAP, WHOLE_PRODUCTS
+from anygpt_jax.training.compiler import CPU, OVERLAP, WHOLE_PRODUCTS
 from anygpt_jax.training.flops import matrix_parameters
 from anygpt_jax.vocabulary import Vocabulary
 
@@ -150,7 +150,7 @@ def test_the_compiler_knows_every_chip(name):
 
 
 def test_a_run_is_compiled_with_the_options_of_its_plan():
-    """On TPUs; elsewhere there are none. Matrices that are cut over tensor are gathered whole."""
+    """Matrices that are cut over tensor are gathered whole."""
     train = settings().train
     model = ModelConfig.from_config(settings().model, VOCABULARY)
     made = [
@@ -158,7 +158,7 @@ def test_a_run_is_compiled_with_the_options_of_its_plan():
         for axes in ({"fsdp": 4}, {"fsdp": 2, "tensor": 2})
     ]
     assert made == [OVERLAP, OVERLAP | WHOLE_PRODUCTS]
-    assert step.build(model, train, make_mesh({}), 4).compiler_options == {}
+    assert step.build(model, train, make_mesh({}), 4).compiler_options == CPU
 
 
 def test_slices_are_told_apart():

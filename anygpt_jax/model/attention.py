@@ -15,13 +15,26 @@ MASKED = float(jnp.finfo(jnp.float32).min)
 Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]
 
 
-def rotation(positions: Int[Array, "B L"], head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Rotation:
-    """Cosines and sines of RoPE (arXiv 2104.09864), float32, for frequencies theta^(-2i/head_dim), scaled."""
+def rotation(
+    positions: Int[Array, "B L"],
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    in_memory: bool = False,
+) -> Rotation:
+    """Cosines and sines of RoPE (arXiv 2104.09864), float32, for frequencies theta^(-2i/head_dim), scaled.
+
+    `in_memory` is for XLA on CPUs, which otherwise computes them again for every head of every layer, inside
+    the loops that rotate: it merges nothing with a loop that stays a loop.
+    """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
         frequencies = scale_frequencies(frequencies, scaling)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    if not in_memory:
+        return jnp.cos(angles), jnp.sin(angles)
+    both = jax.lax.map(lambda sine: jnp.where(sine, jnp.sin(angles), jnp.cos(angles)), jnp.array([False, True]))
+    return both[0], both[1]
 
 
 def scale_frequencies(frequencies: Float[Array, " half"], scaling: RopeScaling) -> Float[Array, " half"]:

@@ -80,6 +80,21 @@ def project(hidden: Float[Array, "B L D"], head: Float[Array, "D V"], ids: int |
     return jnp.where(jnp.arange(head.shape[1]) < ids, logits, MASKED)
 
 
+@jax.custom_vjp
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) · up (arXiv 2002.05202). Of it only its arguments are kept for the backward pass."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    sigmoid = jax.nn.sigmoid(gate)
+    return g * up * sigmoid * (1 + gate * (1 - sigmoid)), g * gate * sigmoid
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
+
+
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each normalised before and added back."""
 
@@ -122,7 +137,7 @@ class Block(nnx.Module):
         y_BLD = self._apart(rms_norm(x_BLD, self.mlp_norm[...], config.norm_eps))
         gate_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.gate, config), gated=True), "gate")
         up_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.up, config), gated=True), "up")
-        hidden_BLF = self._apart(jax.nn.silu(gate_BLF) * up_BLF)
+        hidden_BLF = self._apart(swiglu(gate_BLF, up_BLF))
         x_BLD = x_BLD + multiply(hidden_BLF, self.down, config)
         return constrain(x_BLD, "batch", "length", None)
 
@@ -195,7 +210,8 @@ class Decoder(nnx.Module):
         self, layer: Callable[[Block, Carry, Rotation, Array], Carry], carry: Carry, positions: Int[Array, "B L"]
     ) -> Carry:
         """Scans `layer` over the stacked blocks, recomputing in the backward pass what the remat policy says."""
-        by = rotation(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        c = self.config
+        by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, in_memory=c.attention == "xla")
         graph, stacked = nnx.split(self.blocks)
 
         def body(carry: Carry, block_and_index: tuple) -> tuple[Carry, None]:

@@ -145,7 +145,15 @@ def by_replica(function: Callable) -> Callable:
 
     What it returns is not summed over the replicas, so that within a loop over layers they need not talk.
     """
-    return jax.vmap(function, in_axes=(None, 0), spmd_axis_name=REPLICAS)
+    on_all = jax.vmap(function, in_axes=(None, 0), spmd_axis_name=REPLICAS)
+
+    def call(weights: Any, rows: Any) -> Any:
+        if jax.tree.leaves(rows)[0].shape[0] > 1:
+            return on_all(weights, rows)
+        # XLA on CPUs copies the stacked gradients once more for a map over one.
+        return jax.tree.map(lambda x: x[None], function(weights, jax.tree.map(lambda x: x[0], rows)))
+
+    return call
 
 
 def sum_within_slices(x: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -178,7 +178,7 @@ def _needed(message: str) -> int:
     return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[found[2]]) if found else 0
 
 
-def _key(lowered: jax.stages.Lowered, topology: Topology, options: Mapping[str, str]) -> str:
+def _key(lowered: jax.stages.Lowered, topology: Topology, options: Mapping[str, Any]) -> str:
     """SHA-256 of everything that decides the compiled program."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
     settings = [

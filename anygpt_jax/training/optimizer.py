@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -56,6 +57,20 @@ def muon_matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: MUON_MATRICES.get(_leaf_name(path)), params)
 
 
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """Gradients scaled down, if need be, to this norm over all of them (arXiv 1211.5063).
+
+    As one factor for all: XLA computes the quotient of `optax.clip_by_global_norm` into memory, since both
+    moments read it, a product it takes into the loops that read it.
+    """
+
+    def update(gradients: Any, _: Any) -> Any:
+        factor = jnp.minimum(1.0, largest / optax.global_norm(gradients))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
+
+    return optax.stateless(update)
+
+
 def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW; or Muon for the hidden matrices and AdamW for the rest.
 
@@ -80,5 +95,5 @@ def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransforma
         )
     else:
         raise UserError(f"train.optimizer '{name}' must be adamw or muon.")
-    clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
+    clip = clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
     return optax.chain(clip, update)

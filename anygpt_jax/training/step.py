@@ -63,7 +63,7 @@ class Program:
     gradients: Callable[[Any, Any], tuple[jax.Array, LossSums, Any]]  # before clipping; what a step begins with
     lower_step: Callable[[int, int], jax.stages.Lowered]  # (batch_size, seq_len); on devices that need not exist
     parameters: int
-    compiler_options: dict[str, str]  # that the step is compiled with
+    compiler_options: dict[str, Any]  # that the step is compiled with
 
     def place(self, batch: Batch, rows: range, batch_size: int) -> dict[str, jax.Array]:
         """This process's rows of a global batch [batch_size, L] onto its devices."""
