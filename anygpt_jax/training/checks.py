@@ -58,21 +58,21 @@ def division_problems(sizes: Mapping[str, int], mesh: Mapping[str, int]) -> list
     ]
 
 
-def step_problems(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mapping[str, int]) -> list[str]:
-    """Of a train step: what `step.build` refuses."""
-    found = batch_problems(train, mesh) + division_problems(vars(model), mesh)
-    return found + (length_problems(train.seq_len, mesh["context"]) if model.attention == "splash" else [])
+def layout_problems(
+    sizes: Mapping[str, int], attention: str, train: ml_collections.ConfigDict, mesh: Mapping[str, int]
+) -> list[str]:
+    """Of a model's sizes and its batches on a mesh."""
+    found = batch_problems(train, mesh) + division_problems(sizes, mesh)
+    return found + (length_problems(train.seq_len, mesh["context"]) if attention == "splash" else [])
 
 
 def config_problems(config: ml_collections.ConfigDict, vocabulary: Vocabulary, devices: int) -> list[str]:
     """Of a whole config, on so many devices."""
-    found = problem_of(ModelConfig.from_config, config.model, vocabulary) + problem_of(make_optimizer, config.train)
+    model, train, mesh = config.model, config.train, mesh_shape(config.mesh)
+    found = problem_of(ModelConfig.from_config, model, vocabulary) + problem_of(make_optimizer, train)
     found += mesh_problems(config.mesh, devices)
-    mesh, multiple = mesh_shape(config.mesh), config.model.get("vocab_multiple", 1)
+    multiple = model.get("vocab_multiple", 1)
     if min(mesh.values()) < 1 or multiple < 1:  # nothing can be divided by that
         return found
-    found += batch_problems(config.train, mesh)
-    found += division_problems(dict(config.model) | {"vocab_size": vocabulary.padded_size(multiple)}, mesh)
-    if config.model.get("attention") == "splash":
-        found += length_problems(config.train.seq_len, mesh["context"])
-    return found
+    sizes = dict(model) | {"vocab_size": vocabulary.padded_size(multiple)}
+    return found + layout_problems(sizes, model.get("attention", "xla"), train, mesh)

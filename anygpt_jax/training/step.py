@@ -27,7 +27,7 @@ from anygpt_jax.model.sharding import (
     rows_by_replica,
     sum_within_slices,
 )
-from anygpt_jax.training.checks import refuse, step_problems
+from anygpt_jax.training.checks import layout_problems, refuse
 from anygpt_jax.training.compiler import compiler_options
 from anygpt_jax.training.loss import LossSums, losses
 from anygpt_jax.training.optimizer import make_optimizer
@@ -111,7 +111,7 @@ def accumulated(function: Callable, parts: Any) -> Any:
 
 def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, modalities: int) -> Program:
     """`modalities` counts text and the vocabulary's blocks. UserError if the shapes do not divide the mesh."""
-    refuse(step_problems(model, train, mesh.shape))
+    refuse(layout_problems(vars(model), model.attention, train, mesh.shape))
     optimizer = make_optimizer(train)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
     shapes = nnx.to_pure_dict(abstract)
