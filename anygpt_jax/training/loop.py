@@ -28,7 +28,7 @@ from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.training import step as train_step
 from anygpt_jax.training.checkpoints import Checkpoints
-from anygpt_jax.training.checks import config_problems, problem_of, refuse
+from anygpt_jax.training.checks import config_problems, refuse
 from anygpt_jax.training.flops import batch_flops, peak_flops
 from anygpt_jax.training.loss import LossSums
 from anygpt_jax.training.metrics import MetricsWriter, mean_losses
@@ -193,12 +193,13 @@ def run(config: ml_collections.ConfigDict) -> None:
     vocabulary = load_vocabulary(workdir / "cache")
     modalities = ("text", *vocabulary.modalities)
     checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
-    refuse(
-        config_problems(config, vocabulary, jax.device_count())
-        + problem_of(resume_point, checkpoints, config, vocabulary)
-    )
+    start, of_checkpoint = None, []
+    try:
+        start = resume_point(checkpoints, config, vocabulary)
+    except UserError as e:
+        of_checkpoint.append(str(e))
+    refuse(config_problems(config, vocabulary, jax.device_count()) + of_checkpoint)
     model = ModelConfig.from_config(config.model, vocabulary)
-    start = resume_point(checkpoints, config, vocabulary)
     if start is not None and start >= train.steps:
         log.info("Training is done: step %d of %d is in %s.", start, train.steps, checkpoints.directory)
         return checkpoints.close()
