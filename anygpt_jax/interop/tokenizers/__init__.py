@@ -1,0 +1,1 @@
+"""Official checkpoints of modality tokenizers: how each is laid out, and `anygpt convert tokenizer`."""
