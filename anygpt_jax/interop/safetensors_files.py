@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
@@ -21,12 +22,16 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
 MAX_HEADER = 100 << 20  # the limit of the format's own library
 
 
 def read(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one file. UserError if it is cut off or holds another type than floats."""
+    """The tensors of one file. UserError if it is cut off or holds another type than these."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -43,17 +48,23 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
         dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         start, stop = entry["data_offsets"]
         if dtype is None:
-            raise UserError(f"{path} keeps {name} as {entry['dtype']}; only floats are converted.")
+            raise UserError(f"{path} keeps {name} as {entry['dtype']}, which is not read.")
         if stop - start != int(np.prod(shape)) * dtype.itemsize or not 0 <= start <= stop <= size - 8 - length:
             raise UserError(f"{path} ends before {name} does; copy or download it again.")
         tensors[name] = read_file_rows(path, 8 + length + start, shape, dtype)
     return tensors
 
 
-def write(path: pathlib.Path, tensors: Mapping[str, Tensor], dtype: np.dtype, progress: tqdm) -> None:
+def write(
+    path: pathlib.Path,
+    tensors: Mapping[str, Tensor],
+    dtype: np.dtype,
+    progress: tqdm,
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
+) -> None:
     """One file of `tensors`, cast to `dtype`, a slab at a time. `progress` counts bytes written."""
     code = next(code for code, known in DTYPES.items() if known == dtype)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in tensors.items():
         size = int(np.prod(tensor.shape)) * dtype.itemsize

@@ -21,14 +21,15 @@ SHIPPED = pathlib.Path(__file__).parent.parent / "weights"
 M = TypeVar("M", bound=nnx.Module)
 
 
-def _path(keys: tuple[Any, ...]) -> str:
+def dotted(keys: tuple[Any, ...]) -> str:
+    """A variable's name in our files."""
     return ".".join(str(k) for k in keys)
 
 
 def flatten(module: nnx.Module) -> dict[str, np.ndarray]:
     """Every variable of a module by its dotted path, in fp16 where that loses nothing that matters."""
     flat = nnx.to_flat_state(nnx.state(module))
-    return {_path(keys): np.asarray(variable[...]) for keys, variable in flat}
+    return {dotted(keys): np.asarray(variable[...]) for keys, variable in flat}
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> str:
@@ -70,7 +71,7 @@ def fill(build: Callable[[], M], tensors: Mapping[str, np.ndarray], prefix: str 
     graph, state = nnx.split(module)
     flat = dict(nnx.to_flat_state(state))
     for keys, variable in flat.items():
-        name = prefix + _path(keys)
+        name = prefix + dotted(keys)
         if name not in tensors:
             raise UserError(f"The tokenizer weights lack '{name}'; they were made by another version, train again.")
         if tensors[name].shape != variable.shape:
