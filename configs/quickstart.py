@@ -33,6 +33,9 @@ def full() -> ml_collections.ConfigDict:
 
     # Registered modality tokenizers (entry points), in the order of their blocks in the vocabulary.
     c.modalities = ("image", "speech", "music")
+    # Other tokenizers than the shipped ones of those names, for instance
+    # {"music": {"entry": "encodec", "weights": "weights/encodec_32khz.safetensors", "seconds": 20.0}}
+    c.tokenizers = ml_collections.ConfigDict()
 
     c.tokenize = t = ml_collections.ConfigDict()
     t.tasks = (

@@ -17,7 +17,7 @@ import tiny_world
 from anygpt_jax.cache import CacheReader, Manifest, load_vocabulary
 from anygpt_jax.errors import UserError
 from anygpt_jax.tasks import tokenize
-from anygpt_jax.tasks.shards import tokenizers_of
+from anygpt_jax.modalities import base
 
 ARGS = argparse.Namespace(json=None)
 
@@ -90,7 +90,7 @@ def test_the_trainer_reads_every_task_and_split(whole):
 def test_a_record_reads_back_as_its_example(whole):
     reader = CacheReader(f"{whole.workdir}/cache", "text_to_speech", "train")
     vocabulary = load_vocabulary(f"{whole.workdir}/cache")
-    text, codec = tiny_world.text_tokenizer(), tokenizers_of(whole)["speech"]
+    text, codec = tiny_world.text_tokenizer(), base.of_config(whole)["speech"]
     for i in range(len(reader)):
         record = reader[i]
         raw = tiny_world.speech_example("train", int(record.key[-5:]))

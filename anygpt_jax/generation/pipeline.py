@@ -45,7 +45,7 @@ class Pipeline:
         """The newest checkpoint of the config's workdir, with the tokenizers that the config names."""
         workdir = pathlib.Path(config.workdir)
         model = restore_model(workdir / "checkpoints")
-        tokenizers = {name: base.get(name) for name in config.modalities}
+        tokenizers = base.of_config(config)
         if (workdir / "cache" / "manifest.json").is_file():
             check_fingerprints(Manifest.load(workdir / "cache"), tokenizers)
         return cls.build(model, tokenizers, settings or Settings.from_config(config.generate))

@@ -68,19 +68,19 @@ def save_wav(audio: Audio) -> bytes:
     return out.getvalue()
 
 
-def prepare(audio: Audio, what: str, shortest: int, longest: int) -> np.ndarray:
-    """float32[N] at 16 kHz with `shortest` ≤ N ≤ `longest` samples, or UserError with the remedy."""
-    samples = np.asarray(resample(audio).samples, np.float32)
+def prepare(audio: Audio, what: str, shortest: int, longest: int, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """float32[N] at `sample_rate` with `shortest` ≤ N ≤ `longest` samples, or UserError with the remedy."""
+    samples = np.asarray(resample(audio, sample_rate).samples, np.float32)
     if samples.ndim != 1:
         raise UserError(f"{what.capitalize()} must be mono, float32[T]; this has shape {list(samples.shape)}.")
     if len(samples) < shortest:
         raise UserError(
-            f"This {what} is {len(samples) / SAMPLE_RATE:.3f} s long; "
-            f"give at least {shortest / SAMPLE_RATE:.2f} s of sound."
+            f"This {what} is {len(samples) / sample_rate:.3f} s long; "
+            f"give at least {shortest / sample_rate:.2f} s of sound."
         )
     if len(samples) > longest:
         raise UserError(
-            f"This {what} is {len(samples) / SAMPLE_RATE:.1f} s long and the tokenizer takes at most "
-            f"{longest / SAMPLE_RATE:.1f} s; cut it first."
+            f"This {what} is {len(samples) / sample_rate:.1f} s long and the tokenizer takes at most "
+            f"{longest / sample_rate:.1f} s; cut it first."
         )
     return samples

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ import numpy as np
 from anygpt_jax.errors import UserError
 
 ENTRY_POINT_GROUP = "anygpt_jax.modalities"
+SYMBOLS = {"image": "👀", "speech": "🗣️", "music": "🎶"}  # AnyGPT's: codes are written <👀5>
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +113,30 @@ def available() -> list[str]:
 
 
 @functools.cache
-def get(name: str) -> ModalityTokenizer:
-    """The tokenizer registered under `name`, loaded once a process."""
+def get(name: str, **settings: Any) -> ModalityTokenizer:
+    """The tokenizer registered under `name`, made with these settings, once a process."""
     if name not in _entry_points():
         raise UserError(f"Unknown modality tokenizer '{name}'; registered ones: {', '.join(available())}.")
-    factory: Callable[[], ModalityTokenizer] = _entry_points()[name].load()
-    return factory()
+    factory: Callable[..., ModalityTokenizer] = _entry_points()[name].load()
+    try:
+        inspect.signature(factory).bind(**settings)
+    except TypeError as e:
+        raise UserError(f"The settings of the modality tokenizer '{name}' are wrong: {e}.") from e
+    return factory(**settings)
+
+
+def of_config(config: Any) -> dict[str, ModalityTokenizer]:
+    """The tokenizers of `config.modalities`, in the order of their blocks in the vocabulary.
+
+    A modality is served by the entry point of its own name, unless `config.tokenizers[modality]` names another as
+    `entry`; that one is told which modality it serves, and gets the other settings there (files of weights, …).
+    """
+    chosen = config.get("tokenizers", {})
+    if unknown := sorted(set(chosen) - set(config.modalities)):
+        raise UserError(f"config.tokenizers names {', '.join(unknown)}, which config.modalities does not.")
+    found = {}
+    for modality in config.modalities:
+        settings = dict(chosen.get(modality, {}))
+        entry = settings.pop("entry", None)
+        found[modality] = get(modality, **settings) if entry is None else get(entry, modality=modality, **settings)
+    return found

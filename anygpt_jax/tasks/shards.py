@@ -58,11 +58,6 @@ class Work:
     shards: tuple[TaskShard, ...]
 
 
-def tokenizers_of(config: ml_collections.ConfigDict) -> dict[str, ModalityTokenizer]:
-    """The config's modality tokenizers in the order of their blocks; loaded once a process."""
-    return {name: base.get(name) for name in config.modalities}
-
-
 def vocabulary_of(text: TextTokenizer, tokenizers: Mapping[str, ModalityTokenizer]) -> Vocabulary:
     return Vocabulary.build(
         text_size=text.size,
@@ -75,7 +70,7 @@ def vocabulary_of(text: TextTokenizer, tokenizers: Mapping[str, ModalityTokenize
 def _encoder(job: Job) -> Encoder:
     """One a process, so that the codecs are loaded once."""
     config = job.settings
-    tokenizers = tokenizers_of(config)
+    tokenizers = base.of_config(config)
     text = TextTokenizer.load()
     formatter = Formatter(vocabulary_of(text, tokenizers), text)
     settings = config.tokenize

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from anygpt_jax.cache import Manifest, Shard, finished_shard, write_atomically
 from anygpt_jax.embedded import settings
 from anygpt_jax.errors import UserError
+from anygpt_jax.modalities import base
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.tasks import recipe, registry
-from anygpt_jax.tasks.shards import Job, TaskShard, Work, tokenizers_of, vocabulary_of
+from anygpt_jax.tasks.shards import Job, TaskShard, Work, vocabulary_of
 from anygpt_jax.vocabulary import Vocabulary
 
 SMALLEST_SHARD = 256  # examples: opening a source costs more than tokenizing a few
@@ -51,7 +52,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     _quieten()
     cache = pathlib.Path(config.workdir) / "cache"
     registry.register(config)
-    text, tokenizers = TextTokenizer.load(), tokenizers_of(config)
+    text, tokenizers = TextTokenizer.load(), base.of_config(config)
     vocabulary = vocabulary_of(text, tokenizers)
     fingerprints = {name: t.fingerprint for name, t in tokenizers.items()}
     _require_same_tokenizers(cache, vocabulary, fingerprints)

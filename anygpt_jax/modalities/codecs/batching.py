@@ -48,6 +48,14 @@ def bucketed(
     return [r for r in results if r is not None]
 
 
+def buckets(most: int, least: int = 32) -> tuple[int, ...]:
+    """Lengths from `least` to `most` that grow by half: at most a third of a batch's work is padding."""
+    found = [min(least, most)]
+    while found[-1] < most:
+        found.append(min(most, found[-1] * 3 // 2))
+    return tuple(found)
+
+
 def _batched(items, size):
     items = iter(items)
     while chunk := tuple(itertools.islice(items, size)):

@@ -56,13 +56,16 @@ def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], settings: Mappin
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(tensors as stored, settings)."""
     if not path.is_file():
-        raise UserError(f"No tokenizer weights at {path}; train them with configs/tokenizer_{path.stem}.py.")
+        raise UserError(
+            f"No tokenizer weights at {path}; train them with a configs/tokenizer_*.py, or convert published ones "
+            "with `anygpt convert tokenizer`."
+        )
     try:
         with safetensors.safe_open(path, "numpy") as file:
             settings = json.loads((file.metadata() or {})["settings"])
             return {name: file.get_tensor(name) for name in file.keys()}, settings  # noqa: SIM118
     except (safetensors.SafetensorError, KeyError, ValueError) as e:
-        raise UserError(f"{path} is not a file of tokenizer weights ({e}); train it again.") from e
+        raise UserError(f"{path} is not a file of tokenizer weights ({e}); train or convert it again.") from e
 
 
 def fill(build: Callable[[], M], tensors: Mapping[str, np.ndarray], prefix: str = "") -> M:
