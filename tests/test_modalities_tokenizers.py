@@ -12,7 +12,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import Audio
 from anygpt_jax.modalities.codecs import weights
-from anygpt_jax.modalities.codecs.train import recipe
+from anygpt_jax.modalities.codecs.cards import recipe
 from anygpt_jax.modalities.text import TextTokenizer
 
 NAMES = ("image", "speech", "music")

@@ -23,6 +23,25 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(error, 1e-3))
 
 
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float[N]: structural similarity (Wang et al. 2004) of uint8[N, H, W, 3], by TensorFlow."""
+    import tensorflow as tf
+
+    return tf.image.ssim(tf.constant(a), tf.constant(b), max_val=255).numpy()
+
+
+def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), over the samples both have.
+
+    It compares waveforms: a decoder that makes its own phases, as Griffin-Lim does, is far below 0 dB however good
+    it sounds.
+    """
+    n = min(len(reference), len(estimate))
+    reference, estimate = (x[:n].astype(np.float64) - x[:n].mean() for x in (reference, estimate))
+    target = reference * (estimate @ reference) / max(reference @ reference, 1e-12)
+    return float(10 * np.log10(max(target @ target, 1e-12) / max(((estimate - target) ** 2).sum(), 1e-12)))
+
+
 def log_mel_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], settings: mel.MelSettings) -> float:
     """Mean absolute difference of log-mels in nats, over the samples both of a pair have."""
     total = []
@@ -46,6 +65,7 @@ def image(tokenizer: ImageTokenizer, images: np.ndarray, attributes: Sequence[di
     return {
         "n": len(images),
         "psnr_db": round(float(psnr(images, np.stack(decoded)).mean()), 2),
+        "ssim": round(float(ssim(images, np.stack(decoded)).mean()), 4),
         "codes_used": len(np.unique(np.stack(codes)[:, 1:])),
         **_rounded(scores),
     }
@@ -70,6 +90,7 @@ def music(tokenizer: MusicTokenizer, sounds: Sequence[Sound], training: Sequence
     return {
         "n": len(sounds),
         "log_mel_l1_nats": round(log_mel_distance(originals, [d.samples for d in decoded], tokenizer.mel), 4),
+        "si_sdr_db": _mean_si_sdr(originals, decoded),
         "codes_used": [len(np.unique(column)) for column in books.T],
         "pitch": round(float(right / max(judged, 1)), 4),
         "notes": int(judged),
@@ -100,7 +121,12 @@ def speech(tokenizer: SpeechTokenizer, sounds: Sequence[Sound]) -> dict[str, Any
             for name, heard in ways.items()
             if name != "original"
         },
+        "si_sdr_db": {name: _mean_si_sdr(originals, heard) for name, heard in ways.items() if name != "original"},
     }
+
+
+def _mean_si_sdr(originals: Sequence[np.ndarray], decoded: Sequence[Audio]) -> float:
+    return round(float(np.mean([si_sdr(x, y.samples) for x, y in zip(originals, decoded, strict=True)])), 2)
 
 
 def _audio(sounds: Sequence[Sound]) -> list[Audio]:
