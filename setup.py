@@ -47,10 +47,12 @@ TPU = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 QUANTIZE = ["qwix==0.1.8"]
 # `anygpt convert` reads Hugging Face's folders without any of these; GGUF files, and the tokenizer in them, with.
 CONVERT = ["gguf>=0.19", "tokenizers"]
-# Torch and Transformers are what converted models are compared with. On Linux, PyPI's torch brings CUDA's packages:
+# Torch, Transformers and Diffusers are what converted models are compared with. On Linux, PyPI's torch brings CUDA's packages:
 # take the CPU build by `--extra-index-url https://download.pytorch.org/whl/cpu`.
 DEV = [
     "accelerate",  # Transformers reads GGUF with it
+    "diffusers>=0.42",
+    "einops",  # SpeechTokenizer's one dependency at inference
     "hypothesis",
     "mypy",
     "pre-commit",
@@ -89,6 +91,13 @@ setup(
             "image=anygpt_jax.modalities.image:load",
             "speech=anygpt_jax.modalities.speech:load",
             "music=anygpt_jax.modalities.music:load",
+            # Published ones, by converted weights (`config.tokenizers`).
+            "encodec=anygpt_jax.modalities.audio_codec:AudioCodec",
+            "mimi=anygpt_jax.modalities.audio_codec:AudioCodec",
+            "dac=anygpt_jax.modalities.audio_codec:AudioCodec",
+            "speechtokenizer=anygpt_jax.modalities.speechtokenizer:SpeechTokenizerSpeech",
+            "seed2=anygpt_jax.modalities.seed2:Seed2Images",
+            "janus_vq=anygpt_jax.modalities.vq_image:VQImages",
         ],
     },
 )

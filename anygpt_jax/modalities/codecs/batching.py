@@ -48,6 +48,15 @@ def bucketed(
     return [r for r in results if r is not None]
 
 
+def filled(run: Callable[[np.ndarray], np.ndarray], items: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Results of items of one shape, in order: always `size` a call, the last one filled up with copies."""
+    results: list[np.ndarray] = []
+    for start in range(0, len(items), size):
+        chunk = list(items[start : start + size])
+        results += list(np.asarray(run(np.stack(chunk + chunk[-1:] * (size - len(chunk))))))[: len(chunk)]
+    return results
+
+
 def buckets(most: int, least: int = 32) -> tuple[int, ...]:
     """Lengths from `least` to `most` that grow by half: at most a third of a batch's work is padding."""
     found = [min(least, most)]
