@@ -52,17 +52,18 @@ def abstract(case: Case) -> Any:
     from flax import nnx
 
     kind = kinds.get(case.official[0])
-    settings = kind.settings(case.official[1], {})
+    with torch.device("meta"):
+        state = case.theirs().state_dict()
+    settings = kind.settings(case.official[1], {name: tuple(t.shape) for name, t in state.items()})
     return nnx.eval_shape(lambda: kind.build(settings))
 
 
 def _randomized(module: torch.nn.Module) -> torch.nn.Module:
     """Codebooks are zeros in several published classes, and so would every code be."""
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if name.endswith((".embed", ".embed_sum", ".embed_avg")):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                tensor.normal_()
     return module.eval()
 
 
