@@ -150,9 +150,13 @@ def logits(w, semantic, codes):
 
 
 def counts(steps, length):
-    """How many codes each of the passes of level 0 masks again."""
-    ramp = np.float32(np.linspace(0, 1, steps + 1))
-    return [int(np.float32(c) * np.float32(length)) for c in np.cos(ramp * np.float32(np.pi) / np.float32(2))]
+    """How many codes each of the passes of level 0 masks again, in single precision as torch computes it."""
+    step, found = np.float32(1.0 / steps), []
+    for i in range(steps + 1):
+        # torch.linspace goes up from 0 in its first half and down from 1 in its second.
+        time = step * np.float32(i) if 2 * i < steps else np.float32(1) - step * np.float32(steps - i)
+        found.append(int(np.cos(time * np.float32(np.pi) / np.float32(2)) * np.float32(length)))
+    return found
 
 
 def gap(values):

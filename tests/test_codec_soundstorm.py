@@ -57,6 +57,18 @@ def generated(model, semantic, prompt, keys, lengths=LENGTHS, prompts=PROMPTS, *
     return np.asarray(compiled()(model, *arrays, keys, jnp.asarray(prompt), jnp.asarray(prompts), **how))
 
 
+@functools.cache
+def forward():
+    return nnx.jit(soundstorm.SoundStorm.__call__)
+
+
+def predicted(model, semantic, codes):
+    """The logits of one row, in a batch of a static shape."""
+    n, room = len(semantic), max(LENGTHS) + max(PROMPTS)
+    semantic, codes = np.pad(semantic, (0, room - n)), np.pad(codes, ((0, room - n), (0, 0)))
+    return np.asarray(forward()(model, semantic[None], codes[None], np.array([n])))[0, :n]
+
+
 def noise(keys, row, length):
     """The numbers that row draws from, pass by pass."""
     return lambda i: np.asarray(soundstorm.uniform_noise(keys[row : row + 1], i, (length, LEVELS, SIZE))[0], np.float64)
@@ -68,14 +80,14 @@ def test_logits_of_rows_of_unequal_length():
     lengths = np.array([11, 4, 1, 7])
     semantic = rng.integers(SEMANTIC, size=(4, 11))
     codes = rng.integers(SIZE + 1, size=(4, 11, LEVELS))
-    ours = np.asarray(nnx.jit(soundstorm.SoundStorm.__call__)(model, semantic, codes, lengths))
+    ours = np.asarray(forward()(model, semantic, codes, lengths))
     for row, n in enumerate(lengths):
         theirs = reference.logits(official, semantic[row, :n], codes[row, :n])
         print(f"row {row}: max difference {np.abs(ours[row, :n] - theirs).max():.2e} of {np.abs(theirs).max():.2f}")
         np.testing.assert_allclose(ours[row, :n], theirs, atol=3e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("prompted", [False, True])
 def test_codes_without_chance(steps, prompted):
     official, model = network()
@@ -92,8 +104,7 @@ def test_codes_without_chance(steps, prompted):
         np.testing.assert_array_equal(ours[row, :n], theirs)
         for codes, expected in passes:
             known = np.concatenate([prompt[row, :p, 0], semantic[row, :n]])
-            again = model(known[None], codes[None], jnp.array([p + n]))[0]
-            np.testing.assert_allclose(again, expected, atol=3e-5, rtol=1e-5)
+            np.testing.assert_allclose(predicted(model, known, codes), expected, atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -162,14 +173,16 @@ def test_least_certain_codes_are_counted_over_all_levels():
     assert found.tolist() == [[False, True], [True, False], [False, True], [False, False]]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 8, 16])
+@pytest.mark.parametrize("steps", range(1, 33))
 def test_how_many_codes_are_masked_is_what_torch_says(steps):
     torch = pytest.importorskip("torch")
     lengths = np.arange(1, 3000)
     ours = np.asarray(soundstorm.schedule(steps, 7).masked)[: steps + 1, None] * lengths.astype(np.float32)
     times = torch.linspace(0.0, 1.0, steps + 1)
-    theirs = (torch.cos(times * np.pi / 2)[:, None] * torch.from_numpy(lengths)).long()
-    np.testing.assert_array_equal(ours.astype(np.int32), theirs.numpy())
+    theirs = (torch.cos(times * np.pi / 2)[:, None] * torch.from_numpy(lengths)).long().numpy()
+    np.testing.assert_array_equal(ours.astype(np.int32), theirs)
+    some = lengths[::97]
+    np.testing.assert_array_equal(np.transpose([reference.counts(steps, n) for n in some]), theirs[:, ::97])
 
 
 def test_sharded_over_devices():
@@ -194,7 +207,7 @@ def test_layout_is_whole_and_refuses_what_is_not():
     settings = KIND.settings({}, shapes)
     layout = KIND.layout(settings)
     assert set(layout) == set(weights.flatten(model))
-    assert {n for rule in layout.values() for a in rule.alternatives for n in a.names} == set(official)
+    assert {n for rule in layout.values() for n in rule.choose(official).names} == set(official)
     for name in official:
         missing = {n for n in official if n != name}
         assert sum(rule.choose(dict.fromkeys(missing)) is None for rule in layout.values()) == 1

@@ -154,7 +154,8 @@ def test_autoencoder(world):
     generator = torch.Generator().manual_seed(6)
     latents = torch.randn(BATCH, 4, 6, 10, generator=generator)
     theirs = world.pipeline.vae.decode(latents).sample
-    close(world.model.decoder(world.model.before_decoder(channels_last(latents))), channels_last(theirs))
+    ours = jax.jit(lambda x: world.model.decoder(world.model.before_decoder(x)))(channels_last(latents))
+    close(ours, channels_last(theirs))
     # The encoder is no part of unCLIP, but of the same making.
     settings = world.model.settings.vae
 
@@ -172,7 +173,7 @@ def test_autoencoder(world):
 
     encoder = converted(official.mirrored(nnx.eval_shape(build), names), build, world.tensors)
     pixels = torch.randn(BATCH, 3, 12, 20, generator=generator)
-    close(encoder(channels_last(pixels)), channels_last(world.pipeline.vae.encoder(pixels)))
+    close(jax.jit(lambda x: encoder(x))(channels_last(pixels)), channels_last(world.pipeline.vae.encoder(pixels)))
 
 
 @torch.no_grad()
@@ -189,7 +190,7 @@ def test_text_encoder(activation):
     )
     for length in (9, 4):
         ids = torch.randint(50, (3, length), generator=torch.Generator().manual_seed(length))
-        close(ours(ids.numpy()), theirs(ids).last_hidden_state.numpy())
+        close(jax.jit(lambda ids: ours(ids))(ids.numpy()), theirs(ids).last_hidden_state.numpy())
 
 
 @torch.no_grad()
@@ -209,7 +210,7 @@ def test_the_noised_embedding(world, level):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("scheduler", "steps", "guidance"), [("ddim", 5, 10.0), ("pndm", 5, 10.0), ("ddim", 3, 2.0)])
+@pytest.mark.parametrize(("scheduler", "steps", "guidance"), [("ddim", 5, 10.0), ("pndm", 5, 10.0), ("ddim", 5, 2.0)])
 def test_images_are_those_of_the_pipeline(world, scheduler, steps, guidance):
     classes = {"ddim": diffusers.DDIMScheduler, "pndm": diffusers.PNDMScheduler}
     extra = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}[scheduler]
@@ -233,10 +234,10 @@ def test_images_are_those_of_the_pipeline(world, scheduler, steps, guidance):
 
 
 def test_rows_do_not_depend_on_each_other_and_noise_comes_from_the_key(world):
-    embedding = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
-    noise = np.random.default_rng(1).normal(size=(3, WIDTH)).astype(np.float32)
-    latents = np.random.default_rng(2).normal(size=(3, 8, 8, 4)).astype(np.float32)
-    options = {"steps": 2, "guidance": 3.0}
+    embedding = np.random.default_rng(0).normal(size=(BATCH, WIDTH)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=(BATCH, WIDTH)).astype(np.float32)
+    latents = np.random.default_rng(2).normal(size=(BATCH, 8, 8, 4)).astype(np.float32)
+    options = {"steps": 5, "guidance": 3.0}
     whole = world.model.generate(embedding, **options, embedding_noise=noise, latents=latents)
     alone = world.model.generate(embedding[1:2], **options, embedding_noise=noise[1:2], latents=latents[1:2])
     np.testing.assert_allclose(whole[1:2], alone, atol=1e-4)
@@ -251,7 +252,7 @@ def test_half_precision_weights_give_nearly_the_same_image(world):
     graph, state = nnx.split(world.model)
     half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
     embedding = np.random.default_rng(0).normal(size=(1, WIDTH)).astype(np.float32)
-    images = [m.generate(embedding, jax.random.key(3), steps=2, guidance=1.0) for m in (world.model, half)]
+    images = [m.generate(embedding, jax.random.key(3), steps=5, guidance=1.0) for m in (world.model, half)]
     assert images[1].dtype == jnp.float32
     assert np.abs(np.asarray(images[0]) - np.asarray(images[1])).mean() < 0.02
 
@@ -266,7 +267,7 @@ def test_attention_in_blocks_is_attention(monkeypatch):
     monkeypatch.setattr(resnet2d, "QUERY_BLOCK", 10)
     text = str(jax.make_jaxpr(resnet2d.attend)(q, k, v))
     assert "scan" in text and "37,23" not in text
-    np.testing.assert_allclose(resnet2d.attend(q, k, v), whole, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(resnet2d.attend)(q, k, v), whole, atol=1e-6)
 
 
 def test_every_official_tensor_is_used_or_ignored(world):

@@ -17,6 +17,7 @@ import ml_collections
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.embedded import settings
 from anygpt_jax.errors import UserError
+from anygpt_jax.templates import TEXT
 
 HARD_SPLITS = (
     ("image", "text", "test_openmoji"),
@@ -52,9 +53,10 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     if not settings.data_dir(config).is_dir():
         raise UserError(f"No data set at {settings.data_dir(config)} for this config; run `anygpt build-data` first.")
     evaluation = prepare(config)
-    jobs: list[tuple[str, str, str | None]] = [(s, t, None) for s, t in pairs.directed_pairs()]
-    jobs += HARD_SPLITS
-    matrix: dict[str, dict[str, Any]] = {m: {} for m in pairs.MODALITIES}
+    modalities, tasks = (TEXT, *config.modalities), tuple(config.tokenize.tasks)
+    jobs: list[tuple[str, str, str | None]] = [(s, t, None) for s, t in pairs.directed_pairs(modalities, tasks)]
+    jobs += [job for job in HARD_SPLITS if pairs.task_name(job[0], job[1]) in tasks]
+    matrix: dict[str, dict[str, Any]] = {m: {} for m in modalities}
     hard: dict[str, Any] = {}
     with tqdm(total=len(jobs) + 1, desc="evaluate", unit="pair") as bar:
         for source, target, split in jobs:
@@ -154,8 +156,9 @@ def table(matrix: dict[str, dict[str, Any]]) -> str:
     for source, row in matrix.items():
         for target, e in row.items():
             via = f"{e['via_text']:.2f}" if "via_text" in e else ""
+            ceiling = "–" if e["ceiling"] is None else f"{e['ceiling']:.2f}"
             lines.append(
                 f"{source + ' to ' + target:<18}{e['metric']:<12}{e['score']:>8.2f}{e['chance']:>8.2f}"
-                f"{e['ceiling']:>8.2f}{via:>9}{e['n']:>5}  {'trained' if e['trained'] else 'never trained'}"
+                f"{ceiling:>8}{via:>9}{e['n']:>5}  {'trained' if e['trained'] else 'never trained'}"
             )
     return "\n".join(lines)

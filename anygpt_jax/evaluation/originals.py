@@ -60,7 +60,10 @@ def psnr(original: np.ndarray, reconstruction: np.ndarray) -> float:
 
 
 def tokenizer_table(
-    pools: Mapping[str, Sequence[Example]], tokenizers: Mapping[str, ModalityTokenizer], rebuild: Reconstructor
+    pools: Mapping[str, Sequence[Example]],
+    tokenizers: Mapping[str, ModalityTokenizer],
+    rebuild: Reconstructor,
+    judges: Mapping[str, MetricFn] = JUDGES,
 ) -> dict[str, dict[str, float]]:
     """By modality: what the judge reads from originals ("judge_…") and from reconstructions of them."""
     table: dict[str, dict[str, float]] = {}
@@ -70,7 +73,7 @@ def tokenizer_table(
         after = rebuild([e.target for e in examples if e.target])
         lengths = [len(codes) for codes in tokenizers[modality].encode(before[:8])]
         row: dict[str, float] = {"n": len(examples), "codes": float(np.mean(lengths))}
-        judge = JUDGES[modality]
+        judge = judges[modality]
         row |= judge(targets, after)
         row |= {f"judge_{name}": value for name, value in judge(targets, before).items()}
         if modality == "image":

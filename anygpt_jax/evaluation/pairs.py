@@ -8,7 +8,6 @@ from typing import Any
 from anygpt_jax.evaluation.statistics import MetricFn
 from anygpt_jax.tasks import metrics
 
-MODALITIES = ("text", "image", "speech", "music")
 # Judges that say what is in a medium, by what it is about.
 READERS: dict[tuple[str, str], MetricFn] = {
     ("image", "image"): metrics.image_attributes,
@@ -22,8 +21,9 @@ def task_name(source: str, target: str) -> str:
     return f"{source}_to_{target}"
 
 
-def directed_pairs() -> list[tuple[str, str]]:
-    return [(s, t) for s in MODALITIES for t in MODALITIES if s != t]
+def directed_pairs(modalities: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """Those among the modalities that are a task."""
+    return [(s, t) for s in modalities for t in modalities if s != t and task_name(s, t) in tasks]
 
 
 def subject(modality: str, attributes: Sequence[dict]) -> str:

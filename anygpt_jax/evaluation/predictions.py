@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from anygpt_jax.cache import write_atomically
-from anygpt_jax.generation.media import EXTENSIONS
+from anygpt_jax.generation.media import extension
 from anygpt_jax.modalities.base import ModalityTokenizer
-from anygpt_jax.templates import TEXT
 
 
 class Predictions:
@@ -41,11 +40,15 @@ class Predictions:
         if medium is None:
             return None
         stem = re.sub(r"[^\w.-]", "_", key) + (f".{role}" if role else "")
-        path = self.folder / f"{stem}{EXTENSIONS.get(modality, '.bin')}"
-        data = str(medium).encode() if modality == TEXT else self._tokenizers[modality].save(medium)
-        path.write_bytes(data)
+        tokenizer = self._tokenizers.get(modality)
+        path = self.folder / f"{stem}{extension(modality, tokenizer)}"
         named = {"modality": modality, "file": path.name}
-        return {**named, "text": str(medium)} if modality == TEXT else named
+        if tokenizer is None:
+            path.write_bytes(str(medium).encode())
+            return {**named, "text": str(medium)}
+        path.write_bytes(tokenizer.save(medium))
+        shown = getattr(tokenizer, "html", None)
+        return named if shown is None else {**named, "html": shown(medium)}
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)

@@ -22,8 +22,9 @@ from anygpt_jax.evaluation.main import read_timings
 
 log = logging.getLogger(__name__)
 
-MODALITIES = ("text", "image", "speech", "music")
+MODALITIES = ("text", "image", "speech", "music")  # those of other packages follow
 SAMPLES = 4  # of a pair
+SAID = ("object", "colour", "size", "place", "instrument", "tempo", "dance", "key")
 WAYS = ("direct", "via_text", "chance", "ceiling", "untrained")
 METRIC_NAMES = {"attributes": "attributes right", "wer": "word error rate", "instrument": "right instrument"}
 # The marks that the trained pairs and the tokenizers are held against.
@@ -63,7 +64,7 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
     environment.filters["number"] = number
     template = importlib.resources.files("anygpt_jax.evaluation").joinpath("report.html.j2").read_text("utf-8")
     return environment.from_string(template).render(
-        modalities=MODALITIES,
+        modalities=sorted(matrix, key=lambda m: MODALITIES.index(m) if m in MODALITIES else len(MODALITIES)),
         cells={s: {t: cell(s, t, e) for t, e in row.items()} for s, row in matrix.items()},
         verdicts=verdicts(measured),
         metric_names=METRIC_NAMES,
@@ -89,8 +90,9 @@ def number(value: Any, digits: int = 2) -> str:
 
 def cell(source: str, target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of the matrix with what the page needs: how far the score is from chance to ceiling, and its mark."""
-    span = entry["ceiling"] - entry["chance"]
-    reached = (entry["score"] - entry["chance"]) / span if abs(span) > 1e-6 else 0.0
+    span = (entry["ceiling"] or 0.0) - entry["chance"]
+    known = entry["ceiling"] is not None and abs(span) > 1e-6
+    reached = (entry["score"] - entry["chance"]) / span if known else 0.0
     mark = THRESHOLDS.get(f"{source}_to_{target}")
     met = None if mark is None else (entry["score"] >= mark if entry["higher_is_better"] else entry["score"] <= mark)
     return {**entry, "reached": min(max(reached, 0.0), 1.0), "mark": mark, "met": met}
@@ -158,9 +160,9 @@ def sample_set(
 
 
 def said(attributes: Mapping[str, Any]) -> str:
-    """The attributes that are scored, in words."""
-    names = ("object", "colour", "size", "place", "instrument", "tempo", "dance", "key")
-    return ", ".join(str(attributes[name]) for name in names if name in attributes)
+    """The attributes that are scored, in words: of the embedded world those that it names, of other data all."""
+    names = [name for name in SAID if name in attributes] or [k for k, v in attributes.items() if isinstance(v, str)]
+    return ", ".join(str(attributes[name]) for name in names)
 
 
 def media_tag(folder: pathlib.Path, named: Mapping[str, str] | None) -> Any:
@@ -168,10 +170,14 @@ def media_tag(folder: pathlib.Path, named: Mapping[str, str] | None) -> Any:
     if not named or not (folder / named["file"]).is_file():
         return None
     path = folder / named["file"]
-    if named["modality"] == "text":
+    if "html" in named:  # what the tokenizer of a modality of another package made of it
+        tag = named["html"]
+    elif named["modality"] == "text":
         tag = f"<q>{html.escape(named['text'])}</q>"
     elif path.suffix == ".png":
         tag = f'<img class="scene" alt="" src="{report_media.image_uri(path)}">'
+    elif path.suffix != ".wav":
+        tag = f"<code>{html.escape(path.name)}</code>"
     else:
         tag = (
             f'<img class="spectrogram" alt="spectrogram" src="{report_media.spectrogram_uri(path)}">'

@@ -17,7 +17,7 @@ import seqio
 
 from anygpt_jax.evaluation import pairs
 from anygpt_jax.evaluation.examples import Example, load_content, load_prompts, read_examples, stable_order
-from anygpt_jax.evaluation.originals import Reconstructor, tokenizer_table
+from anygpt_jax.evaluation.originals import JUDGES, Reconstructor, tokenizer_table
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.statistics import MetricFn, bootstrap_interval, chance_scores, example_scores
 from anygpt_jax.generation.engine import generate_many
@@ -100,8 +100,9 @@ class Evaluation:
         if not hard and few.examples:
             results["untrained"] = metric(few.targets, self._answer(self.untrained, few, (target,))[target])
         results["chance"] = self._chance(name, source, target, asked)
-        if split not in OUTSIDE_THE_GRAMMAR:
-            results["ceiling"] = self._ceiling(name, source, target, asked, split)
+        ceiling = None if split in OUTSIDE_THE_GRAMMAR else self._ceiling(name, source, target, asked, split)
+        if ceiling is not None:
+            results["ceiling"] = ceiling
         scores = example_scores(metric, asked.targets, answers["direct"][target])
         entry = self._entry(results, trained, scores)
         entry["seconds"] = round(time.monotonic() - began, 1)
@@ -117,7 +118,9 @@ class Evaluation:
         if finished:
             return finished["table"]
         predictions.start()
-        table = tokenizer_table({m: self.pool(m) for m in pairs.MODALITIES if m != TEXT}, self.tokenizers, self.rebuild)
+        judged = [m for m in self.tokenizers if pairs.task_name(TEXT, m) in self.config.tokenize.tasks]
+        judges = {m: JUDGES.get(m) or self._metric(pairs.task_name(TEXT, m)) for m in judged}
+        table = tokenizer_table({m: self.pool(m) for m in judged}, self.tokenizers, self.rebuild, judges)
         predictions.finish({"table": table}, recipe)
         return table
 
@@ -167,13 +170,19 @@ class Evaluation:
         answers = [(e.key, e.load_target(self.tokenizers)) for e in pool[: max(self.config.evaluate.examples, 16)]]
         return chance_scores(self._metric(name), asked.targets, asked.keys, answers, seed=self.config.seed)
 
-    def _ceiling(self, name: str, source: str, target: str, asked: Asked, split: str) -> dict[str, float]:
-        """The judge on what the tokenizers leave of the originals: the input's, the target's, the worse of both."""
+    def _ceiling(self, name: str, source: str, target: str, asked: Asked, split: str) -> dict[str, float] | None:
+        """The judge on what the tokenizers leave of the originals: the input's, the target's, the worse of both.
+
+        A modality that is not ours is judged by the metric of the task that asks for it in words, if there is one.
+        """
         sides = []
         if source != TEXT:
             heard = self.rebuild([e.source for e in asked.examples])
+            told_by = pairs.task_name(TEXT, source)
             if (source, target) == ("speech", TEXT):
                 sides.append(metrics.speech_word_error_rate(asked.targets, heard))
+            elif source not in JUDGES:
+                sides += [self._metric(told_by)(asked.targets, heard)] if told_by in self.config.tokenize.tasks else []
             else:
                 with reading_scenes_of("openmoji" if split == OPENMOJI else "twemoji"):
                     sides.append(pairs.read_from(source, asked.targets, heard))
@@ -183,7 +192,7 @@ class Evaluation:
             pool = pool[: self.config.evaluate.examples]
             told = [pairs.as_told_by(e.attributes, target) for e in pool]
             sides.append(self._metric(name)(told, self.rebuild([e.target for e in pool if e.target])))
-        return sides[0] if len(sides) == 1 else min(sides, key=lambda side: main_score(side)[1])
+        return min(sides, key=lambda side: main_score(side)[1], default=None)
 
     @staticmethod
     def _entry(results: Mapping[str, dict[str, float]], trained: bool, scores: np.ndarray) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from anygpt_jax.generation.automaton import ANY
 from anygpt_jax.generation.engine import Settings, generate_many
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.sampling import Sampling
+from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks.instructions import pair_segments
 from anygpt_jax.templates import TEXT, Segment
 
@@ -134,7 +135,9 @@ def _plan(args: argparse.Namespace, files: Sequence[tuple[str, pathlib.Path]]) -
     return (TEXT, args.to)
 
 
-def human_turn(request: Request, codes: Sequence[np.ndarray]) -> list[Segment]:
+def human_turn(
+    request: Request, codes: Sequence[np.ndarray], tokenizers: Mapping[str, ModalityTokenizer] | None = None
+) -> list[Segment]:
     """What the model reads: the tasks' own instruction, unless the person gave one, then the media in order.
 
     A prompt alone is the source of `text to TARGET`. A prompt beside files is itself the instruction.
@@ -145,9 +148,9 @@ def human_turn(request: Request, codes: Sequence[np.ndarray]) -> list[Segment]:
     if request.raw or (asked and (given or target == TEXT)):
         return [*asked, *given]
     if request.prompt:
-        return pair_segments(TEXT, target, request.prompt)
+        return pair_segments(TEXT, target, request.prompt, tokenizers=tokenizers)
     try:
-        return [*pair_segments(given[0].modality, target, codes[0]), *given[1:]]
+        return [*pair_segments(given[0].modality, target, codes[0], tokenizers=tokenizers), *given[1:]]
     except UserError as e:
         raise UserError(f"{e} Say what to do with --prompt.") from e
 
@@ -173,7 +176,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         pipeline.tokenizers[modality].encode([media.read_media(path, pipeline.tokenizers[modality])])[0]
         for modality, path in request.files
     ]
-    prompt = pipeline.prompt(human_turn(request, codes))
+    prompt = pipeline.prompt(human_turn(request, codes, pipeline.tokenizers))
     if len(prompt) > config.train.seq_len:
         limit = config.train.seq_len
         raise UserError(
@@ -214,10 +217,10 @@ def deliver(pipeline: Pipeline, request: Request, answer: Answer, index: int) ->
                 write_atomically(path, f"{content}\n".encode())
                 entry["file"] = str(path)
         else:
-            path = media.numbered(request.out or media.default_output(modality), index, len(request.seeds))
+            tokenizer = pipeline.tokenizers[modality]
+            path = media.numbered(request.out or media.default_output(modality, tokenizer), index, len(request.seeds))
             nth = taken[modality] = taken.get(modality, 0) + 1
             path = path if nth == 1 else path.with_name(f"{path.stem}-{nth}{path.suffix}")
-            tokenizer = pipeline.tokenizers[modality]
             media.write_media(path, tokenizer.decode([np.asarray(content)])[0], tokenizer)
             print(f"{modality} saved to {path}", file=sys.stderr)
             entry = {"modality": modality, "codes": np.asarray(content).tolist(), "file": str(path)}

@@ -10,8 +10,13 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.templates import TEXT
 
-# What each modality is saved as. A modality from another package may use any extension.
+# What each modality is saved as. The tokenizer of another one may say it (`extension`).
 EXTENSIONS = {TEXT: ".txt", "image": ".png", "speech": ".wav", "music": ".wav"}
+
+
+def extension(modality: str, tokenizer: ModalityTokenizer | None = None) -> str:
+    """Of the files of a modality, with its dot; text has no tokenizer here."""
+    return EXTENSIONS.get(modality) or getattr(tokenizer, "extension", ".bin")
 
 
 def check_input(path: str | pathlib.Path, flag: str) -> pathlib.Path:
@@ -55,9 +60,9 @@ def numbered(path: pathlib.Path, index: int, count: int) -> pathlib.Path:
     return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
 
 
-def default_output(modality: str) -> pathlib.Path:
+def default_output(modality: str, tokenizer: ModalityTokenizer) -> pathlib.Path:
     """NAME.EXT in the current folder."""
-    return pathlib.Path(f"{modality}{EXTENSIONS.get(modality, '.bin')}")
+    return pathlib.Path(f"{modality}{extension(modality, tokenizer)}")
 
 
 def write_media(path: pathlib.Path, media: Any, tokenizer: ModalityTokenizer) -> None:

@@ -76,7 +76,15 @@ class Grammar:
 
 @runtime_checkable
 class ModalityTokenizer(Protocol):
-    """Media ↔ codes. Media are numpy uint8[H, W, 3] for images and `Audio` for sound."""
+    """Media ↔ codes. Media are numpy uint8[H, W, 3] for images and `Audio` for sound.
+
+    A tokenizer of a modality that the system does not know may say more about it, all of it optional:
+
+        extension: str                 of the files that `save` writes, ".png"; otherwise ".bin"
+        instructions: Mapping[tuple[str, str], tuple[str, ...]]
+                                       how (source, target) is asked for; the first one by `anygpt generate`
+        html(media) -> str             how the report shows a medium; the fragment may load nothing from elsewhere
+    """
 
     name: str  # the modality: "image", "speech", "music", …
     symbol: str  # codes are written <symbol i>

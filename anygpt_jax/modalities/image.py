@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import pathlib
 from collections.abc import Sequence
 
@@ -12,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.modalities import pictures
 from anygpt_jax.modalities.base import Grammar
 from anygpt_jax.modalities.codecs import weights
 from anygpt_jax.modalities.codecs.patches import PatchCodec, PatchSettings
@@ -44,25 +44,12 @@ class ImageTokenizer:
         )
 
     def load(self, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-        """PNG, JPEG, WebP, … → RGB; what is transparent becomes white. UserError if it cannot be read whole."""
-        if not data:
-            raise UserError("The image file is empty; give a PNG, JPEG or WebP file.")
-        try:
-            opened = Image.open(io.BytesIO(data))
-            opened.load()
-            image = opened.convert("RGBA")
-        except UnidentifiedImageError as e:
-            raise UserError("This is not an image file that can be read; give a PNG, JPEG or WebP file.") from e
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise UserError(f"The image file is damaged or cut short ({e}); copy it again from its source.") from e
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+        """A picture file → RGB (see `pictures.load_picture`). UserError if it cannot be read whole."""
+        return pictures.load_picture(data)
 
     def save(self, media: UInt8[np.ndarray, "H W 3"]) -> bytes:
         """A PNG file."""
-        out = io.BytesIO()
-        Image.fromarray(np.asarray(media, np.uint8)).save(out, "PNG")
-        return out.getvalue()
+        return pictures.save_png(media)
 
     def encode(self, media: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[np.ndarray]:
         squares = [self._square(image) for image in media]

@@ -49,7 +49,7 @@ class SpeechTokenizer:
 
     def load(self, data: bytes) -> Audio:
         """Any sound file → mono at 16 kHz; UserError if it is damaged or its length is out of bounds."""
-        sound = audio.load_audio(data)
+        sound = audio.load_audio(data, longest=self.longest / audio.SAMPLE_RATE)
         audio.prepare(sound, self.name, self.shortest, self.longest)
         return sound
 

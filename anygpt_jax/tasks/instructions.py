@@ -8,6 +8,7 @@ trained is asked for in words that were. Short, because every token of an instru
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -182,12 +183,15 @@ def all_instructions() -> list[str]:
     return list(dict.fromkeys(text for variants in INSTRUCTIONS.values() for text in variants))
 
 
-def instructions(source: str, target: str) -> tuple[str, ...]:
-    """The instructions of one direction; UserError if there are none."""
-    if (source, target) not in INSTRUCTIONS:
-        known = ", ".join(f"{s} to {t}" for s, t in INSTRUCTIONS)
-        raise UserError(f"There is no instruction for {source} to {target}; there are: {known}.")
-    return INSTRUCTIONS[source, target]
+def instructions(source: str, target: str, tokenizers: Mapping[str, object] | None = None) -> tuple[str, ...]:
+    """The instructions of one direction, ours or those that one of its tokenizers brings; UserError if there are none."""
+    known = dict(INSTRUCTIONS)
+    for modality in (source, target):
+        known |= getattr((tokenizers or {}).get(modality), "instructions", {})
+    if (source, target) not in known:
+        listed = ", ".join(f"{s} to {t}" for s, t in known)
+        raise UserError(f"There is no instruction for {source} to {target}; there are: {listed}.")
+    return known[source, target]
 
 
 def choose(variants: tuple[str, ...], key: str | None) -> str:
@@ -198,10 +202,16 @@ def choose(variants: tuple[str, ...], key: str | None) -> str:
     return variants[int.from_bytes(digest[:8], "little") % len(variants)]
 
 
-def pair_segments(source: str, target: str, content: str | np.ndarray, key: str | None = None) -> list[Segment]:
+def pair_segments(
+    source: str,
+    target: str,
+    content: str | np.ndarray,
+    key: str | None = None,
+    tokenizers: Mapping[str, object] | None = None,
+) -> list[Segment]:
     """The human turn of a pair: an instruction, then the source (text, or codes int32[N]).
 
     The tasks choose the instruction by the example's key; `None` is the fixed one of evaluation.
     """
-    asked = choose(instructions(source, target), key)
+    asked = choose(instructions(source, target, tokenizers), key)
     return [Segment(TEXT, asked, "human"), Segment(source, content, "human")]

@@ -72,10 +72,19 @@ def derive_attributes(dataset: tf.data.Dataset, derive: Callable[[Attributes], A
 
 
 def pair(
-    dataset: tf.data.Dataset, *, source: str, target: str, source_field: str, target_field: str | None
+    dataset: tf.data.Dataset,
+    *,
+    source: str,
+    target: str,
+    source_field: str,
+    target_field: str | None,
+    asked_by: tuple[str, ...] = (),
 ) -> tf.data.Dataset:
-    """A human turn of instruction and source; if the data has the target, an assistant turn that is trained."""
-    variants = instructions(source, target)
+    """A human turn of instruction and source; if the data has the target, an assistant turn that is trained.
+
+    `asked_by` are the instructions; by default ours for this direction.
+    """
+    variants = asked_by or instructions(source, target)
 
     def instruct(key: bytes) -> bytes:
         return choose(variants, key.decode()).encode()

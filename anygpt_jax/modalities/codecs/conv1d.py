@@ -115,18 +115,25 @@ class Conv(nnx.Module):
         x = convolve(x, self.kernel[...], self.stride, self.dilation, self.groups)
         return (x if self.bias is None else x + self.bias[...]), -(-lengths // self.stride)
 
+    def reads(self, low: int, high: int) -> tuple[int, int]:
+        """The first and last input step that output steps low..high depend on, far from the start of a row."""
+        span = (self.kernel.shape[0] - 1) * self.dilation
+        # The end of a row may be mirrored so far back.
+        mirrored = self.right + self.stride - 1 if self.pad_mode == "reflect" else 0
+        return low * self.stride - max(self.left, mirrored), high * self.stride - self.left + span
+
 
 class ConvTransposed(nnx.Module):
-    """length · stride steps out: of the kernel - stride too many, `causal` trims all on the right, else half of
-    them, rounded down, and the rest on the left."""
+    """length · stride steps out: of the kernel - stride too many, `causal` trims the share `trim_right_ratio`,
+    rounded up, on the right, else half of them, rounded down, and the rest on the left."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int, groups: int = 1, causal: bool = False,
-        use_bias: bool = True, rngs: nnx.Rngs,
+        trim_right_ratio: float = 1.0, use_bias: bool = True, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.stride, self.groups = stride, groups
         total = kernel - stride
-        self.left = 0 if causal else total - total // 2
+        self.left = total - (math.ceil(total * trim_right_ratio) if causal else total // 2)
         fan_in = outputs * kernel // groups
         self.kernel = nnx.Param(_uniform(rngs, (kernel, inputs // groups, outputs), fan_in))
         self.bias = nnx.Param(_uniform(rngs, (outputs,), fan_in)) if use_bias else None
@@ -137,3 +144,8 @@ class ConvTransposed(nnx.Module):
         x = convolve_transposed(zero_beyond(x, lengths), self.kernel[...], self.stride, self.groups)
         x = x[:, self.left : self.left + steps]
         return (x if self.bias is None else x + self.bias[...]), lengths * self.stride
+
+    def reads(self, low: int, high: int) -> tuple[int, int]:
+        """The first and last input step that output steps low..high depend on."""
+        # y[n] has those x[t] for which 0 ≤ n + left - t·stride < kernel.
+        return -(-(low + self.left - self.kernel.shape[0] + 1) // self.stride), (high + self.left) // self.stride
