@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
-from transformers import DacConfig, DacModel
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.interop.tokenizers.dac import KIND
 from anygpt_jax.modalities.codecs import chunked, dac, weights
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 TINY = {
     "encoder_hidden_size": 4, "decoder_hidden_size": 32, "n_codebooks": 3, "codebook_size": 32, "codebook_dim": 4,
@@ -27,10 +28,10 @@ def exact():
         yield
 
 
-def reference(ratios) -> DacModel:
+def reference(ratios) -> transformers.DacModel:
     """Every tensor random; what residual units add is small beside what they are given, as in a trained network."""
     torch.manual_seed(0)
-    model = DacModel(DacConfig(**{**TINY, "downsampling_ratios": list(ratios)})).eval()
+    model = transformers.DacModel(transformers.DacConfig(**{**TINY, "downsampling_ratios": list(ratios)})).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("alpha"):
@@ -222,7 +223,9 @@ def test_a_missing_tensor_is_noticed():
 def test_settings_of_the_releases_without_a_configuration():
     for ratios, codebooks, rate in (((2, 4, 8, 8), 9, 44100), ((2, 4, 5, 8), 32, 24000), ((2, 4, 5, 8), 12, 16000)):
         with torch.device("meta"):
-            model = DacModel(DacConfig(downsampling_ratios=list(ratios), n_codebooks=codebooks))
+            model = transformers.DacModel(
+                transformers.DacConfig(downsampling_ratios=list(ratios), n_codebooks=codebooks)
+            )
         found = KIND.settings({}, shapes(original_names(model.state_dict(), 4)))
         assert found == {
             "sample_rate": rate, "ratios": ratios, "encoder_width": 64, "decoder_width": 1536, "latent": 1024,
@@ -235,7 +238,7 @@ def test_settings_of_the_releases_without_a_configuration():
 def test_full_size():
     ours = nnx.eval_shape(lambda: dac.build({"ratios": [2, 4, 8, 8]}))
     with torch.device("meta"):
-        model = DacModel(DacConfig())
+        model = transformers.DacModel(transformers.DacConfig())
     count = sum(x.size for x in jax.tree.leaves(nnx.state(ours)))
     assert count == sum(p.numel() for p in model.parameters())
     assert 76.5e6 < count < 76.7e6
@@ -274,3 +277,11 @@ def test_piece_by_piece_is_as_the_whole():
     parts = list(chunked.decode(ours, np.array_split(codes, 5), window=4))
     assert len(parts) > 2
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+def test_sin_squared():
+    x = np.concatenate([np.linspace(-9, 9, 20_001), np.linspace(-1000, 1000, 20_001)]).astype(np.float32)
+    expected = np.sin(x.astype(np.float64)) ** 2
+    np.testing.assert_allclose(jax.jit(dac.sin_squared)(x), expected, atol=2e-7)
+    slope = jax.vmap(jax.grad(dac.sin_squared))(x[::101])
+    np.testing.assert_allclose(slope, np.sin(2 * x[::101].astype(np.float64)), atol=2e-6)

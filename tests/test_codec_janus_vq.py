@@ -73,7 +73,7 @@ def channels_last(x):
 
 def close(ours, theirs):
     error = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-    assert error < 1e-4, error
+    assert error < 1e-5, error
 
 
 def clear_codes(latents, codebook):

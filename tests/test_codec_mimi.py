@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from flax import nnx
-from transformers import MimiConfig, MimiModel
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.interop.tokenizers.mimi import KIND
 from anygpt_jax.modalities.codecs import chunked, mimi, mimi_transformer, weights
+from anygpt_jax.model import attention
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+transformers = pytest.importorskip("transformers")
 
 TINY = {
     "hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 3], "num_residual_layers": 2, "sampling_rate": 480,
@@ -31,10 +33,10 @@ def exact():
         yield
 
 
-def reference(**changes) -> MimiModel:
+def reference(**changes) -> transformers.MimiModel:
     """Every tensor random: codebooks, usages and scales too, which the class starts as constants."""
     torch.manual_seed(0)
-    model = MimiModel(MimiConfig(**{**TINY, **changes})).eval()
+    model = transformers.MimiModel(transformers.MimiConfig(**{**TINY, **changes})).eval()
     with torch.no_grad():
         for name, t in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("embed_sum"):
@@ -197,7 +199,7 @@ def kyutai_names(state, heads):
 def test_reads_every_published_naming(tmp_path):
     model, ours = pair()
     model.save_pretrained(tmp_path)
-    hub = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    hub = safetensors_torch.load_file(tmp_path / "model.safetensors")
     assert {"encoder.layers.0.conv.weight", "encoder_transformer.layers.0.mlp.fc1.weight", "downsample.conv.weight"} < (
         hub.keys()
     )
@@ -215,6 +217,12 @@ def test_reads_every_published_naming(tmp_path):
     for state in (hub, kyutai, newer):
         for path, array in weights.flatten(converted(state, model.config.to_dict())).items():
             np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+def test_counts_the_codebooks_where_no_configuration_does():
+    names = [f"quantizer.rvq_rest.vq.layers.{q}._codebook.embedding_sum" for q in range(15)]
+    found = KIND.settings({"model_type": "moshi", "hidden_size": 4096}, dict.fromkeys(names, (2048, 256)))
+    assert (found["stored"], found["codebooks"], found["network"]["latent"]) == (16, 8, 512)
 
 
 def test_a_missing_tensor_is_noticed():
@@ -235,14 +243,14 @@ def test_a_missing_tensor_is_noticed():
 )
 def test_other_networks_are_refused(change):
     with pytest.raises(UserError, match=next(iter(change))):
-        KIND.settings({**MimiConfig().to_dict(), **change}, {})
+        KIND.settings({**transformers.MimiConfig().to_dict(), **change}, {})
 
 
 def test_full_size():
     with torch.device("meta"):
-        model = MimiModel(MimiConfig())
+        model = transformers.MimiModel(transformers.MimiConfig())
     settings = KIND.settings({}, {})
-    assert settings == KIND.settings(MimiConfig().to_dict(), {})
+    assert settings == KIND.settings(transformers.MimiConfig().to_dict(), {})
     ours = nnx.eval_shape(lambda: mimi.build(settings))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(ours, nnx.Param)))
     assert count == sum(p.numel() for p in model.parameters())
@@ -292,3 +300,40 @@ def test_a_step_reaches_as_far_as_it_is_said_to():
         moved = np.flatnonzero(np.abs(slope[0]).max(-1).reshape(40, -1).max(-1))
         assert 30 - left <= moved.min() <= 31 - left
         assert moved.max() == 30
+
+
+def test_kyutais_interleaved_rotation_is_ours():
+    """Scores of their queries and keys, rotated as complex numbers of neighbours, are those of our matrices' halves."""
+    rng = np.random.default_rng(7)
+    heads, size, theta = 2, 8, 50.0
+    joint, x = rng.standard_normal((3 * 16, 16)).astype(np.float32), rng.standard_normal((9, 16)).astype(np.float32)
+    turn = np.exp(1j * np.arange(9)[:, None, None] * theta ** (-np.arange(0, size, 2) / size))
+    q, k, v = (x @ w.T for w in np.split(joint, 3))
+    q, k = ((y.reshape(9, heads, -1, 2) @ [1, 1j]) * turn for y in (q, k))
+    expected = np.einsum("thk,shk->hts", q, k.conj()).real
+
+    rules = KIND.layout(KIND.settings(transformers.MimiConfig(**TINY).to_dict(), {}))
+    name = "encoder_transformer.transformer.layers.0.self_attn.in_proj_weight"
+    ours = [
+        rules[f"encoder_transformer.layers.0.{part}.kernel"].choose({name: joint}) for part in ("query", "key", "value")
+    ]
+    q, k, values = ((x @ rule.make(joint)).reshape(1, 9, heads, size) for rule in ours)
+    by = attention.rotation(jnp.arange(9)[None], size, theta)
+    scores = np.einsum("thk,shk->hts", attention.rotate(q, by)[0], attention.rotate(k, by)[0])
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    np.testing.assert_allclose(values.reshape(9, 16), v, atol=1e-5)
+
+
+def test_the_transformer_goes_on_while_its_window_is_not_full():
+    """Windows of 6 steps, 4 of them new, where a step sees 20."""
+    settings = mimi_transformer.TransformerSettings(layers=2, heads=2, mlp=24, window=20, theta=50.0, epsilon=1e-5)
+    network = mimi_transformer.Transformer(16, settings, rngs=nnx.Rngs(0))
+    for layer in network.layers:
+        layer.scale1[...], layer.scale2[...] = jnp.ones(16), jnp.ones(16)
+    x = jnp.asarray(noise(8, 1, 42, 16))
+    past, parts = network.initial(1), []
+    step = nnx.jit(lambda network, x, past: network.continued(x, past, start=2, stop=6))
+    for at in range(0, 37, 4):
+        y, past = step(network, x[:, at : at + 6], past)
+        parts.append(y[:, 2 if at else 0 :])
+    np.testing.assert_allclose(np.concatenate(parts, 1), network(x), atol=1e-5)

@@ -47,7 +47,7 @@ def inputs(seed: int = 0, lengths=LENGTHS, prompts=PROMPTS, spare: int = 0):
 
 @functools.cache
 def compiled():
-    return nnx.jit(soundstorm.SoundStorm.generate, static_argnames=("steps", "greedy", "temperature", "kept"))
+    return nnx.jit(soundstorm.SoundStorm.generate, static_argnames=("steps", "kept"))
 
 
 def generated(model, semantic, prompt, keys, lengths=LENGTHS, prompts=PROMPTS, **how):
@@ -69,9 +69,15 @@ def predicted(model, semantic, codes):
     return np.asarray(forward()(model, semantic[None], codes[None], np.array([n])))[0, :n]
 
 
+@functools.cache
+def noise_of_a_row():
+    room = max(LENGTHS) + max(PROMPTS)
+    return jax.jit(lambda key, i: soundstorm.uniform_noise(key[None], i, (room, LEVELS, SIZE))[0])
+
+
 def noise(keys, row, length):
     """The numbers that row draws from, pass by pass."""
-    return lambda i: np.asarray(soundstorm.uniform_noise(keys[row : row + 1], i, (length, LEVELS, SIZE))[0], np.float64)
+    return lambda i: np.asarray(noise_of_a_row()(keys[row], i), np.float64)[:length]
 
 
 def test_logits_of_rows_of_unequal_length():
@@ -87,8 +93,7 @@ def test_logits_of_rows_of_unequal_length():
         np.testing.assert_allclose(ours[row, :n], theirs, atol=3e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("prompted", [False, True])
+@pytest.mark.parametrize(("steps", "prompted"), [(1, False), (3, False), (3, True)])
 def test_codes_without_chance(steps, prompted):
     official, model = network()
     semantic, prompt = inputs(steps)
@@ -108,15 +113,14 @@ def test_codes_without_chance(steps, prompted):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("kept", [0.3, 1.0])
-def test_codes_drawn_with_the_same_noise(greedy, kept):
+def test_codes_drawn_with_the_same_noise(greedy):
     official, model = network(1)
     semantic, prompt = inputs(7)
     keys = jax.random.split(jax.random.key(3), len(LENGTHS))
-    ours = generated(model, semantic, prompt, keys, steps=4, greedy=greedy, kept=kept)
+    ours = generated(model, semantic, prompt, keys, steps=3, greedy=greedy)
     for row, (n, p) in enumerate(zip(LENGTHS, PROMPTS, strict=True)):
         theirs, margin, _ = reference.generate(
-            official, semantic[row, :n], prompt[row, :p], 4, noise(keys, row, p + n), greedy, kept=kept
+            official, semantic[row, :n], prompt[row, :p], 3, noise(keys, row, p + n), greedy
         )
         assert margin > 1e-5, "choose another seed: a decision of the reference is within rounding"
         np.testing.assert_array_equal(ours[row, :n], theirs)
@@ -127,12 +131,12 @@ def test_each_setting_of_the_sampler_matters():
     semantic, prompt = inputs(7)
     keys = jax.random.split(jax.random.key(3), len(LENGTHS))
     one = functools.partial(generated, model, semantic, prompt, keys)
-    base = one(steps=4)
-    different = (one(steps=3), one(steps=4, temperature=0.0), one(steps=4, greedy=False), one(steps=4, kept=1.0))
-    assert all((base != other).any() for other in different)
+    base = one(steps=3)
+    assert (base != one(steps=3, temperature=0.0)).any()
+    assert (base != one(steps=3, greedy=False)).any()
     other_keys = jax.random.split(jax.random.key(4), len(LENGTHS))
-    assert (base != generated(model, semantic, prompt, other_keys, steps=4)).any()
-    assert (base != generated(model, semantic, prompt[:, ::-1], keys, steps=4)).any()
+    assert (base != generated(model, semantic, prompt, other_keys, steps=3)).any()
+    assert (base != generated(model, semantic, prompt[:, ::-1], keys, steps=3)).any()
 
 
 def test_rows_do_not_depend_on_padding_or_batch_mates():
@@ -173,7 +177,7 @@ def test_least_certain_codes_are_counted_over_all_levels():
     assert found.tolist() == [[False, True], [True, False], [False, True], [False, False]]
 
 
-@pytest.mark.parametrize("steps", range(1, 33))
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 8, 12, 16])
 def test_how_many_codes_are_masked_is_what_torch_says(steps):
     torch = pytest.importorskip("torch")
     lengths = np.arange(1, 3000)

@@ -131,9 +131,9 @@ def channels_last(x):
     return x.numpy().transpose(0, 2, 3, 1)
 
 
-def close(ours, theirs, relative=1e-4):
+def close(ours, theirs):
     error = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-    assert error < relative, error
+    assert error < 1e-5, error
 
 
 @torch.no_grad()
@@ -206,7 +206,7 @@ def test_the_noised_embedding(world, level):
     generator = torch.Generator().manual_seed(7)
     embedding, noise = torch.randn(2, BATCH, WIDTH, generator=generator)
     theirs = world.pipeline.noise_image_embeddings(embedding, level, noise)
-    close(world.model.condition(embedding.numpy(), noise.numpy(), level), theirs.numpy(), 1e-5)
+    close(world.model.condition(embedding.numpy(), noise.numpy(), level), theirs.numpy())
 
 
 @torch.no_grad()
@@ -230,7 +230,7 @@ def test_images_are_those_of_the_pipeline(world, scheduler, steps, guidance):
     )  # fmt: skip
     assert ours.shape == (BATCH, 16, 16, 3)
     assert np.std(theirs) > 0.1  # not all clipped to one value
-    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_rows_do_not_depend_on_each_other_and_noise_comes_from_the_key(world):
@@ -248,6 +248,7 @@ def test_rows_do_not_depend_on_each_other_and_noise_comes_from_the_key(world):
         world.model.generate(embedding, **options)
 
 
+@pytest.mark.slow
 def test_half_precision_weights_give_nearly_the_same_image(world):
     graph, state = nnx.split(world.model)
     half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
@@ -259,14 +260,14 @@ def test_half_precision_weights_give_nearly_the_same_image(world):
 
 def test_attention_in_blocks_is_attention(monkeypatch):
     key = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key[i], (2, n, 2, 4)) for i, n in enumerate((37, 23, 23)))
+    q, k, v = (jax.random.normal(key[i], (2, n, 2, 4)) for i, n in enumerate((37, 25, 25)))
     whole = resnet2d.attend(q, k, v)
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) / 2
     expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(whole, np.einsum("bhnm,bmhd->bnhd", expected, v), atol=1e-5)
     monkeypatch.setattr(resnet2d, "QUERY_BLOCK", 10)
     text = str(jax.make_jaxpr(resnet2d.attend)(q, k, v))
-    assert "scan" in text and "37,23" not in text
+    assert "scan" in text and "37,25" not in text
     np.testing.assert_allclose(jax.jit(resnet2d.attend)(q, k, v), whole, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.modalities import audio
+from anygpt_jax.modalities import audio, mp3
 from anygpt_jax.modalities.base import Audio
 
 RATE = 16_000
@@ -76,6 +76,34 @@ def test_a_hole_in_a_compressed_file_is_refused():
         data[middle : middle + 60] = bytes(60)
         with pytest.raises(UserError, match=r"cut short|not a sound file"):
             audio.load_audio(bytes(data))
+
+
+def mp3_without_length(data):
+    """The MP3 file without its first frame, which says how many there are: as it comes from a stream."""
+    assert data.find(b"Xing") in range(50) or data.find(b"Info") in range(50)
+    return data[mp3.frame_at(data, 0).length :]
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT", "AVERAGE"])
+@pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (48_000, 1), (16_000, 1), (22_050, 2), (8_000, 1)])
+def test_mp3_that_does_not_say_its_length(mode, rate, channels):
+    """Loud in the middle, so that the rate varies; libsndfile's own guess is 250,688 of 661,500 samples or worse."""
+    rng = np.random.default_rng(0)
+    loudness = np.repeat([0.001, 0.3, 0.001], 2 * rate)
+    out = io.BytesIO()
+    samples = rng.normal(size=(len(loudness), channels)) * loudness[:, None]
+    soundfile.write(out, samples, rate, format="MP3", bitrate_mode=mode, compression_level=0.3)
+    whole = audio.load_audio(out.getvalue(), rate).samples
+    assert len(whole) == len(loudness)
+    stream = mp3_without_length(out.getvalue())
+    for data in (stream, b"ID3\3\0\0\0\0\0\x14" + bytes(20) + stream, stream + b"TAG" + bytes(125)):
+        sound = audio.load_audio(data, rate).samples
+        # It does not know how much of its first and last frame is padding: an encoder's delay at most.
+        assert 0 <= len(sound) - len(whole) < 3 * 1152
+        loud = whole[3 * rate :][:2000]
+        late = int(np.argmax(np.correlate(sound[3 * rate :][: 3 * 1152 + 2000], loud, "valid")))
+        assert 0 <= late < 3 * 1152
+        np.testing.assert_allclose(sound[late + 5000 :][: 4 * rate], whole[5000:][: 4 * rate], atol=1e-5)
 
 
 # --- Channels and rates -----------------------------------------------------------------------------------------------

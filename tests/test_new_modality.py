@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.evaluation import main, pairs, report
+from anygpt_jax.evaluation.predictions import Predictions
+from anygpt_jax.generation import media
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.tasks.instructions import INSTRUCTIONS, pair_segments
 from anygpt_jax.templates import Formatter, Segment
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
 
@@ -25,6 +29,11 @@ class Digits:
     rate = 2.0
     fingerprint = "0" * 64
     grammar = Grammar(cycle=((2, 12), (12, 22)), min_length=3, max_length=9, prefix=((0, 2),))
+    extension = ".csv"
+    instructions = {("text", "digits"): ("count this", "make a table")}
+
+    def html(self, media):
+        return f"<b>{len(media)} numbers</b>"
 
     def load(self, data):
         return np.array([int(x) for x in data.decode().split(",")])
@@ -107,3 +116,38 @@ def test_its_grammar_speaks_for_it(digits):
         np.testing.assert_array_equal(digits.encode(digits.decode([codes]))[0][1:], codes[1:])
     assert not digits.grammar.may_end(4)
     assert "outside" in digits.grammar.problem([0, 12, 12])
+
+
+def test_it_says_how_its_pairs_are_asked_for(digits):
+    asked, given = pair_segments("text", "digits", "three times seven", tokenizers={"digits": digits})
+    assert (asked.content, given.content) == ("count this", "three times seven")
+    with pytest.raises(UserError, match="digits to text"):
+        pair_segments("digits", "text", np.zeros(3), tokenizers={"digits": digits})
+    with pytest.raises(UserError, match="text to digits"):
+        pair_segments("text", "digits", "three")
+    ours = pair_segments("text", "image", "a fox", tokenizers={"digits": digits})
+    assert ours[0].content == INSTRUCTIONS["text", "image"][0]
+
+
+def test_its_files_have_its_extension_and_the_report_its_picture(digits, tmp_path, monkeypatch):
+    assert str(media.default_output("digits", digits)) == "digits.csv"
+    assert media.extension("image", None) == ".png" and media.extension("smell", object()) == ".bin"
+    predictions = Predictions(tmp_path / "digits", {"digits": digits})
+    predictions.start()
+    named = predictions.media("a/1", "", "digits", np.array([7, 12]))
+    assert named == {"modality": "digits", "file": "a_1.csv", "html": "<b>2 numbers</b>"}
+    assert (tmp_path / "digits" / "a_1.csv").read_text() == "7,12"
+    assert report.media_tag(tmp_path / "digits", named) == "<b>2 numbers</b>"
+    monkeypatch.delattr(type(digits), "html")
+    named = predictions.media("a/2", "", "digits", np.array([7]))
+    assert report.media_tag(tmp_path / "digits", named) == "<code>a_2.csv</code>"
+
+
+def test_a_pair_without_a_ceiling_is_still_shown():
+    entry = {"metric": "attributes", "score": 0.5, "chance": 0.1, "ceiling": None, "n": 4, "trained": True}
+    assert report.cell("digits", "text", {**entry, "higher_is_better": True})["reached"] == 0.0
+    (line,) = main.table({"digits": {"text": entry}}).splitlines()[1:]
+    assert line.split() == ["digits", "to", "text", "attributes", "0.50", "0.10", "–", "4", "trained"]
+    assert pairs.directed_pairs(("text", "image", "digits"), ("digits_to_text", "text_to_image", "documents")) == [
+        ("text", "image"), ("digits", "text")
+    ]  # fmt: skip

@@ -16,7 +16,7 @@ EXTENSIONS = {TEXT: ".txt", "image": ".png", "speech": ".wav", "music": ".wav"}
 
 def extension(modality: str, tokenizer: ModalityTokenizer | None = None) -> str:
     """Of the files of a modality, with its dot; text has no tokenizer here."""
-    return EXTENSIONS.get(modality) or getattr(tokenizer, "extension", ".bin")
+    return EXTENSIONS.get(modality) or str(getattr(tokenizer, "extension", ".bin"))
 
 
 def check_input(path: str | pathlib.Path, flag: str) -> pathlib.Path:

@@ -11,6 +11,7 @@ import soxr
 from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.modalities import mp3
 from anygpt_jax.modalities.base import Audio
 
 SAMPLE_RATE = 16_000
@@ -69,7 +70,7 @@ def load_audio(data: bytes, sample_rate: int = SAMPLE_RATE, longest: float = LON
     if missing := _missing(data):
         raise UserError(f"The sound file is cut short ({missing}); copy it again from its source.")
     try:
-        with _Straight(io.BytesIO(data)) as file:
+        with _Straight(io.BytesIO(mp3.with_length(data))) as file:
             return _decode(file, sample_rate, longest)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as e:
         cause = str(getattr(e, "error_string", e)).strip().rstrip(".")  # without the address of the buffer

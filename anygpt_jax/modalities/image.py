@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
-from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import pictures
 from anygpt_jax.modalities.base import Grammar
 from anygpt_jax.modalities.codecs import weights
@@ -69,9 +68,7 @@ class ImageTokenizer:
         return images[: len(rows)]
 
     def _square(self, image: np.ndarray) -> np.ndarray:
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise UserError(f"An image must be uint8[H, W, 3]; this is {image.dtype}{list(image.shape)}.")
+        image = pictures.check(image)
         size = self.settings.size
         if image.shape[:2] == (size, size):
             return image

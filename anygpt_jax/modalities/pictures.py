@@ -22,7 +22,8 @@ def load_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray,
     """Bytes of a picture file → RGB, turned as its EXIF orientation says.
 
     Colours with an ICC profile are converted to sRGB, CMYK becomes RGB, 16 bits are scaled to 8, and what is
-    transparent becomes white. Of an animation it is the still picture: the first frame, or an APNG's default image.
+    transparent becomes white. Of an animation it is the still picture: the first frame, or an APNG's default image;
+    what is missing after that is not missed.
 
     Raises UserError if the file is empty, cut short, damaged, has more than `max_pixels` (this is known before
     anything is decoded), or is of a kind that is not read.
@@ -57,6 +58,14 @@ def save_png(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.asarray(picture, np.uint8)).save(out, "PNG")
     return out.getvalue()
+
+
+def check(picture: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture as an array; UserError unless it is uint8[H, W, 3] and not empty."""
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+        raise UserError(f"An image must be uint8[H, W, 3]; this is {picture.dtype}{list(picture.shape)}.")
+    return picture
 
 
 @functools.cache

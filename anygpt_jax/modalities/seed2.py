@@ -46,7 +46,7 @@ class Seed2Images:
 
     def encode(self, media: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[np.ndarray]:
         """A batch of pictures → int32[32] each."""
-        size = self._codec.settings.vit.size
+        size = self._codec.settings.vit.image
         ready = list(preprocess([pictures.check(m) for m in media], size)) if media else []
         return batching.filled(self._encode, ready, self._batch)
 

@@ -74,9 +74,7 @@ class SpeechTokenizerSpeech:
         codes = batching.bucketed(run, items, lengths, self._buckets, self._codec.hop)
         return [c[:n] for c, n in zip(codes, lengths, strict=True)]
 
-    def decode(
-        self, codes: Sequence[np.ndarray], prompt: Audio | None = None, acoustic: bool = True
-    ) -> list[Audio]:
+    def decode(self, codes: Sequence[np.ndarray], prompt: Audio | None = None, acoustic: bool = True) -> list[Audio]:
         """Semantic codes int32[N], or all of them int32[N, 8], → sound; in the voice of the prompt, if there is one.
 
         Given semantic codes, the acoustic stage makes the others, unless `acoustic` is false or there is no stage.

@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mixture = ml_collections.ConfigDict(
         {"image_to_text": 0.15, "text_to_image": 0.15, "text_to_depth": 0.4, "depth_to_text": 0.3}
     )
-    c.generate.depth = ml_collections.ConfigDict({"temperature": 0.5, "top_p": 0.9})
+    with c.unlocked():
+        c.generate.depth = ml_collections.ConfigDict({"temperature": 0.5, "top_p": 0.9})
     c.train.update(steps=300, log_every=20, eval_every=100, save_every=150)
     return c

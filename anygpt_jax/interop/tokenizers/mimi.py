@@ -39,7 +39,8 @@ FIXED = {
 
 
 def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Of transformers' configuration; that of the release where there is none. UserError for another network."""
+    """Of transformers' configuration; the release's where there is none, with as many codebooks as the file has.
+    UserError for another network."""
     c = config if str(config.get("model_type", "")).startswith("mimi") else {}
     for key, value in FIXED.items():
         if c.get(key, value) != value:
@@ -54,19 +55,18 @@ def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta", 10_000.0)}
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"Mimi with rotary positions of type {rope['rope_type']} is not supported.")
-    ratios = tuple(c.get("upsampling_ratios") or (8, 6, 5, 4))
-    rate = c.get("sampling_rate", 24000)
     code_width = c.get("vector_quantization_hidden_dimension", 256)
     if code_width == width:
         raise UserError("Mimi whose quantizer has no projections is not supported.")
-    stored = c.get("num_quantizers", 32)
     semantic = c.get("num_semantic_quantizers", 1)
+    acoustic = sum(name.startswith("quantizer.rvq_rest.") and name.endswith(".embedding_sum") for name in shapes)
+    stored = c.get("num_quantizers") or (semantic + acoustic if acoustic else 32)
     found = MimiSettings(
-        sample_rate=rate,
+        sample_rate=c.get("sampling_rate", 24000),
         network=SeanetSettings(
             latent=width,
             filters=c.get("num_filters", 64),
-            ratios=ratios,
+            ratios=tuple(c.get("upsampling_ratios") or (8, 6, 5, 4)),
             residual_layers=c.get("num_residual_layers", 1),
             kernel=c.get("kernel_size", 7),
             last_kernel=c.get("last_kernel_size", 3),
@@ -167,12 +167,12 @@ def _transformer_layer(side: str, i: int, heads: int) -> Layout:
         ("scale2", "mlp_layer_scale.scale", "layer_scale_2.scale"),
     ):
         found[f"{ours}.{name}"] = same(*(f"{prefix}.{theirs}" for prefix in huggingface), f"{original}.{kyutai}")
-    for name, theirs, *kyutai in (
+    for name, theirs, *originals in (
         ("inner", "mlp.fc1", "linear1"),
         ("outer", "mlp.fc2", "linear2"),
         ("out", "self_attn.o_proj", "self_attn.out_proj", "self_attn.out_projs.0"),
     ):
-        names = [*(f"{prefix}.{theirs}" for prefix in huggingface), *(f"{original}.{k}" for k in kyutai)]
+        names = [*(f"{prefix}.{theirs}" for prefix in huggingface), *(f"{original}.{k}" for k in originals)]
         found[f"{ours}.{name}.kernel"] = linear("").prefixed(*names)
     for part, name in enumerate(("query", "key", "value")):
         alternatives = linear("").prefixed(*(f"{p}.self_attn.{name[0]}_proj" for p in huggingface)).alternatives

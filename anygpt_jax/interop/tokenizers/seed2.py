@@ -51,6 +51,7 @@ def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         f"{bert}0.crossattention.self.key.weight": 2,
         "quantize.embedding.weight": 2,
         "blocks_image.0.mlp.fc1.weight": 2,
+        **{f"image_down.{i}.weight": 2 for i in (0, 2, 4)},
         "distill_image_proj.weight": 2,
     }
     if wrong := [name for name, axes in sizes.items() if len(shapes.get(name, ())) != axes]:
@@ -82,7 +83,7 @@ def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
             decoder_depth=_count(shapes, "blocks_image."),
             decoder_heads=DECODER_HEADS,
             decoder_mlp=shapes["blocks_image.0.mlp.fc1.weight"][0],
-            shrink=tuple(shapes[f"image_down.{i}.weight"][0] for i in (0, 2, 4) if f"image_down.{i}.weight" in shapes),
+            shrink=tuple(shapes[f"image_down.{i}.weight"][0] for i in (0, 2, 4)),
             embedding=shapes["distill_image_proj.weight"][0],
         )
     )

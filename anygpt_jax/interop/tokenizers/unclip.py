@@ -182,7 +182,7 @@ def mirrored(module: nnx.Module, names: Callable[[str], tuple[str, ...]]) -> Lay
     return layout
 
 
-# Ours → diffusers', in this order; the last one on attention has the name of autoencoders before diffusers 0.12 too.
+# Ours → diffusers', applied in this order.
 RENAMES = (
     (r"^unet\.(down|up)\.", r"unet.\1_blocks."),
     (r"^(unet\.down_blocks\.\d+)\.resample$", r"\1.downsamplers.0.conv"),
@@ -205,6 +205,7 @@ RENAMES = (
     (r"\.([qkv])$", r".to_\1"),
     (r"(attentions\.0|attn[12])\.out$", r"\1.to_out.0"),
 )
+# The attention of autoencoders that were saved with diffusers' first attention blocks.
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 

@@ -7,6 +7,7 @@ one attention block between two ResNet blocks at the smallest.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -47,7 +48,7 @@ class Level(nnx.Module):
         self, inputs: int, outputs: int, blocks: int, groups: int, attention: bool, resample: nnx.Module | None,
         *, rngs: nnx.Rngs,
     ):  # fmt: skip
-        options = {"groups": groups, "epsilon": EPSILON, "rngs": rngs}
+        options: dict[str, Any] = {"groups": groups, "epsilon": EPSILON, "rngs": rngs}
         self.resnets = nnx.List(
             [resnet2d.ResNetBlock(inputs if i == 0 else outputs, outputs, **options) for i in range(blocks)]
         )
@@ -68,7 +69,7 @@ class Middle(nnx.Module):
     """ResNet block, attention, ResNet block."""
 
     def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
-        options = {"groups": groups, "epsilon": EPSILON, "rngs": rngs}
+        options: dict[str, Any] = {"groups": groups, "epsilon": EPSILON, "rngs": rngs}
         self.before = resnet2d.ResNetBlock(width, width, **options)
         self.attention = resnet2d.AttentionBlock(width, **options)
         self.after = resnet2d.ResNetBlock(width, width, **options)

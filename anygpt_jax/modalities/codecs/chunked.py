@@ -54,9 +54,7 @@ def encode(
         start = context.left
 
 
-def decode(
-    codec: Any, pieces: Iterable[Int[np.ndarray, "f q"]], window: int = 50
-) -> Iterator[Float[np.ndarray, " t"]]:
+def decode(codec: Any, pieces: Iterable[Int[np.ndarray, "f q"]], window: int = 50) -> Iterator[Float[np.ndarray, " t"]]:
     """Pieces of one sound's codes, of any numbers of frames → pieces of the sound.
 
     The first comes once there are more frames than one window and its context have, each further one after `window`
@@ -73,12 +71,12 @@ def decode(
 
 
 @nnx.jit
-def _encode(codec: Any, sound: Array, lengths: Array, carry: Any) -> tuple[Array, Any]:
+def _encode(codec: Any, sound: np.ndarray, lengths: np.ndarray, carry: Any) -> tuple[Array, Any]:
     return (codec.encode(sound, lengths), None) if carry is None else codec.encode_window(sound, lengths, carry)
 
 
 @nnx.jit
-def _decode(codec: Any, codes: Array, lengths: Array, carry: Any) -> tuple[Array, Any]:
+def _decode(codec: Any, codes: np.ndarray, lengths: np.ndarray, carry: Any) -> tuple[Array, Any]:
     return (codec.decode(codes, lengths), None) if carry is None else codec.decode_window(codes, lengths, carry)
 
 

@@ -6,6 +6,7 @@ codes are those of the row alone. What a layer leaves beyond a row's length is u
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -33,18 +34,15 @@ def pad(
 
     "constant" continues with zeros, "replicate" with the first and last step, "reflect" with the mirror image
     that does not repeat the edge; a row no longer than its padding is extended by zeros first and mirrored then
-    (audiocraft's `pad1d`, which EnCodec, SpeechTokenizer and Mimi share).
+    (audiocraft's `pad1d`, which EnCodec, SpeechTokenizer and Mimi share). Beyond `most` steps after a row's end is
+    what was there.
     """
-    x = zero_beyond(x, lengths)
-    zeros = jnp.zeros_like(x, shape=(x.shape[0], most, x.shape[2]))
-    if mode == "constant":
-        return jnp.concatenate([jnp.zeros_like(zeros, shape=(x.shape[0], left, x.shape[2])), x, zeros], 1)
     ends = lengths[:, None]
     before = jnp.broadcast_to(jnp.arange(-left, 0), (x.shape[0], left))
     after = ends + jnp.arange(most)
     if mode == "replicate":
         before, after = jnp.zeros_like(before), jnp.broadcast_to(ends - 1, after.shape)
-    else:
+    elif mode == "reflect":
         extended = jnp.maximum(ends, jnp.maximum(left, right[:, None]) + 1)
         before, after = -before, jnp.where(after < extended, after, 2 * (extended - 1) - after)
 
@@ -52,12 +50,10 @@ def pad(
         found = jnp.take_along_axis(x, jnp.clip(steps, 0, x.shape[1] - 1)[..., None], axis=1)
         return jnp.where(((steps >= 0) & (steps < ends))[..., None], found, 0)
 
-    tails = taken(after)
-    x = jnp.concatenate([taken(before), x, zeros], 1)
-    at = jnp.arange(x.shape[1]) - left
-    for i in range(most):
-        x = jnp.where((at == ends + i)[..., None], tails[:, i, None], x)
-    return x
+    heads, tails = taken(before), taken(after)
+    # One copy and a few steps written into it: a row is not gone through again for its ends.
+    x = jnp.pad(x, ((0, 0), (left, most), (0, 0))).at[:, :left].set(heads)
+    return jax.vmap(lambda row, tail, end: jax.lax.dynamic_update_slice(row, tail, (end, 0)))(x, tails, left + lengths)
 
 
 def convolve(
@@ -75,6 +71,13 @@ def convolve_transposed(
 ) -> Float[Array, "B (T-1)*stride+k O"]:
     """y[t·stride + j] += x[t] · kernel[j]: PyTorch's ConvTranspose1d without padding, channels last."""
     k = kernel.shape[0]
+    if groups == 1 and k % stride == 0:
+        # One product for all taps, whose k / stride parts are added where they overlap. XLA's convolution would
+        # multiply the stride - 1 zeros between steps.
+        batch, steps, parts = *x.shape[:2], k // stride
+        taps = jnp.einsum("bti,kio->btko", x, kernel).reshape(batch, steps, parts, -1)
+        shifted = [jnp.pad(taps[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0))) for i in range(parts)]
+        return functools.reduce(jnp.add, shifted).reshape(batch, (steps + parts - 1) * stride, -1)
     return jax.lax.conv_general_dilated(
         x, kernel[::-1], (1,), [(k - 1, k - 1)], lhs_dilation=(stride,), feature_group_count=groups,
         dimension_numbers=("NWC", "WIO", "NWC"),

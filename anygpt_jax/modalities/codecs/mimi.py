@@ -7,8 +7,8 @@ Sound that ends within a frame is continued as transformers' `MimiModel` continu
 Kyutai's own code continues the sound itself. The two differ in that last frame alone.
 
 Everything is causal. Through the transformers' windows a frame depends on the 80 seconds before it (8 layers of 250
-steps), so that in piecewise work the states of their last 249 steps are carried, and the convolutions' context, 4
-frames to encode and LATER to decode, is computed again (`encode_context`, `decode_context`).
+steps), so that in piecewise work the states of their last 249 steps are carried, and the convolutions' context, 3
+frames to encode and 5 to decode, is computed again (`encode_context`, `decode_context`).
 """
 
 from __future__ import annotations

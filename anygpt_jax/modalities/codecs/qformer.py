@@ -72,7 +72,7 @@ class Layer(nnx.Module):
         x = self.attention(x, x, causal=True)
         if self.cross is not None:
             x = self.cross(x, context)
-        return self.norm(x + self.outer(jax.nn.gelu(self.inner(x), approximate=False)))
+        return self.norm(x + self.outer(vit.gelu(self.inner(x))))
 
 
 class QFormer(nnx.Module):

@@ -57,7 +57,7 @@ class SamplerSettings:
     `skip_prk`: PNDM starts with a multistep predictor-corrector (PLMS) instead of twelve Runge-Kutta evaluations.
     """
 
-    noise: NoiseSchedule = NoiseSchedule()
+    noise: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
     prediction: str = "v_prediction"
     spacing: str = "leading"
     offset: int = 1
@@ -193,15 +193,15 @@ def plan(method: str, settings: SamplerSettings, steps: int) -> Plan:
 
 
 def sample(
-    plan: Plan, network: Callable[[Float[Array, B *S], Int[Array, ""]], Float[Array, B *S]], x: Float[Array, B *S]
-) -> Float[Array, B *S]:
+    plan: Plan, network: Callable[[Float[Array, B * S], Int[Array, ""]], Float[Array, B * S]], x: Float[Array, B * S]
+) -> Float[Array, B * S]:
     """The sample that the plan ends with, from the noise x; `network(sample, time)` gives the model's output."""
 
-    def mixed(weights: Float[Array, " n"], arrays: Float[Array, "n B *S"]) -> Float[Array, B *S]:
+    def mixed(weights: Float[Array, " n"], arrays: Float[Array, "n B *S"]) -> Float[Array, B * S]:
         # Not a matrix product: those may be computed in half precision.
         return jnp.sum(weights.reshape(-1, *(1,) * x.ndim) * arrays, 0)
 
-    def newest(array: Float[Array, B *S], history: Float[Array, "n B *S"]) -> Float[Array, "n B *S"]:
+    def newest(array: Float[Array, B * S], history: Float[Array, "n B *S"]) -> Float[Array, "n B *S"]:
         return jnp.concatenate([array[None], history[:-1]])
 
     def step(carry, row):

@@ -25,8 +25,8 @@ from anygpt_jax.modalities.codecs.qformer import QFormer, QFormerSettings
 from anygpt_jax.modalities.codecs.vit import VisionTransformer, VitSettings
 
 # CLIP's mean and deviation of red, green and blue (arXiv 2103.00020, openai/CLIP).
-MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
-STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

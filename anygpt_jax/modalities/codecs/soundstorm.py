@@ -41,7 +41,7 @@ class Pass(NamedTuple):
     temperature: Array
 
 
-def schedule(steps: int, levels: int, temperature: float = 1.0) -> Pass:
+def schedule(steps: int, levels: int, temperature: float | Float[Array, ""] = 1.0) -> Pass:
     """The `steps` + `levels` passes of a generation, along a leading axis.
 
     At level 0 pass i of 0 … `steps` masks cos(π/2 · i/steps) and draws at temperature · i/steps. Shares are rounded
@@ -55,12 +55,12 @@ def schedule(steps: int, levels: int, temperature: float = 1.0) -> Pass:
     masked = np.cos(ramp * np.float32(math.pi) / np.float32(2))
     rest = np.zeros(levels - 1, np.float32)
     level = np.concatenate([np.zeros(steps + 1, np.int32), np.arange(1, levels, dtype=np.int32)])
-    heat = np.concatenate([temperature * (i / steps), rest]).astype(np.float32)
-    return Pass(jnp.asarray(level), jnp.asarray(np.concatenate([masked, rest])), jnp.asarray(heat))
+    heat = jnp.asarray(np.concatenate([i / steps, rest]), jnp.float32) * temperature
+    return Pass(jnp.asarray(level), jnp.asarray(np.concatenate([masked, rest])), heat)
 
 
-def uniform_noise(keys: Key[Array, " B"], i: int | Array, shape: tuple[int, int, int]) -> Float[Array, "B T Q K"]:
-    """Numbers in 0..1 for pass i. Those of a row's position depend on the row's key and the position alone."""
+def uniform_noise(keys: Key[Array, " B"], i: int | Array, shape: tuple[int, ...]) -> Float[Array, "B T Q K"]:
+    """Numbers in 0..1 for pass i, of shape [T, Q, K] a row. A position's depend on the row's key and on it alone."""
 
     def at(key: Array, t: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, t), shape[1:])
@@ -124,8 +124,8 @@ class SoundStorm(nnx.Module):
         prompt_lengths: Int[Array, " B"] | None = None,
         *,
         steps: int = 3,
-        greedy: bool = True,
-        temperature: float = 1.0,
+        greedy: bool | Bool[Array, ""] = True,
+        temperature: float | Float[Array, ""] = 1.0,
         kept: float = 0.3,
     ) -> Int[Array, "B N Q+1"]:
         """Semantic codes and those of the voice's prompt → semantic and acoustic codes; `steps` + 7 passes for 7 levels.
@@ -133,7 +133,7 @@ class SoundStorm(nnx.Module):
         A row gets what it would get alone, whatever its padding and its batch-mates; beyond its length the codes
         mean nothing. Each row has its own key (`jax.random.split(key, B)`). Codes are drawn among the share `kept`
         of the likeliest, at `temperature` · i/steps in pass i; the last pass takes the most likely code if `greedy`,
-        and so does every pass at temperature 0. `steps`, `greedy` and `kept` are static under `jit`.
+        and so does every pass at temperature 0. `steps` and `kept` are static under `jit`.
 
         As in the published code (AnyGPT's soundstorm.py, 2024): how many codes are masked again is a share of the
         row's positions with its prompt's, yet they are the least certain of all levels together, so that level 0

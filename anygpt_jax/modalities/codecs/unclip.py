@@ -31,11 +31,15 @@ class UnclipSettings:
     `text`: the network that the empty prompt's states, which are stored, were computed with.
     """
 
-    unet: UNetSettings = UNetSettings()
-    vae: AutoencoderSettings = AutoencoderSettings((128, 256, 512, 512), 2, 4)
-    text: ClipTextSettings = ClipTextSettings()
-    sampler: SamplerSettings = SamplerSettings()
-    embedding_noise: NoiseSchedule = NoiseSchedule("squaredcos_cap_v2", 0.0001, 0.02)
+    unet: UNetSettings = dataclasses.field(default_factory=UNetSettings)
+    vae: AutoencoderSettings = dataclasses.field(
+        default_factory=lambda: AutoencoderSettings((128, 256, 512, 512), 2, 4)
+    )
+    text: ClipTextSettings = dataclasses.field(default_factory=ClipTextSettings)
+    sampler: SamplerSettings = dataclasses.field(default_factory=SamplerSettings)
+    embedding_noise: NoiseSchedule = dataclasses.field(
+        default_factory=lambda: NoiseSchedule("squaredcos_cap_v2", 0.0001, 0.02)
+    )
     size: tuple[int, int] = (96, 96)
     scaling: float = 0.18215
 

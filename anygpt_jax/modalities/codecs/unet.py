@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -118,7 +119,7 @@ class Level(nnx.Module):
         self, s: UNetSettings, inputs: Sequence[int], width: int, heads: int | None, resample: nnx.Module | None,
         *, rngs: nnx.Rngs,
     ):  # fmt: skip
-        options = {"groups": s.groups, "epsilon": s.epsilon, "time": 4 * s.widths[0], "rngs": rngs}
+        options: dict[str, Any] = {"groups": s.groups, "epsilon": s.epsilon, "time": 4 * s.widths[0], "rngs": rngs}
         self.resnets = nnx.List([resnet2d.ResNetBlock(i, width, **options) for i in inputs])
         self.attentions = nnx.List(
             [Transformer(width, s.context, heads, s.groups, rngs=rngs) for _ in inputs] if heads else []
@@ -138,7 +139,7 @@ class Middle(nnx.Module):
 
     def __init__(self, s: UNetSettings, *, rngs: nnx.Rngs):
         width = s.widths[-1]
-        options = {"groups": s.groups, "epsilon": s.epsilon, "time": 4 * s.widths[0], "rngs": rngs}
+        options: dict[str, Any] = {"groups": s.groups, "epsilon": s.epsilon, "time": 4 * s.widths[0], "rngs": rngs}
         self.before = resnet2d.ResNetBlock(width, width, **options)
         self.attention = Transformer(width, s.context, s.heads[-1], s.groups, rngs=rngs)
         self.after = resnet2d.ResNetBlock(width, width, **options)
@@ -166,8 +167,8 @@ class UNet(nnx.Module):
         down, width = [], s.widths[0]
         for i, outputs in enumerate(s.widths):
             inputs = [width] + [outputs] * (s.blocks - 1)
-            resample = None if i == last else resnet2d.halving(outputs, 1, rngs=rngs)
-            down.append(Level(s, inputs, outputs, heads[i], resample, rngs=rngs))
+            halving = None if i == last else resnet2d.halving(outputs, 1, rngs=rngs)
+            down.append(Level(s, inputs, outputs, heads[i], halving, rngs=rngs))
             width = outputs
             skips += [outputs] * (s.blocks + (i != last))
         self.down = nnx.List(down)
@@ -178,8 +179,8 @@ class UNet(nnx.Module):
             for _ in range(s.blocks + 1):
                 inputs.append(width + skips.pop())
                 width = s.widths[i]
-            resample = None if i == 0 else resnet2d.Doubling(width, rngs=rngs)
-            up.append(Level(s, inputs, width, heads[i], resample, rngs=rngs))
+            doubling = None if i == 0 else resnet2d.Doubling(width, rngs=rngs)
+            up.append(Level(s, inputs, width, heads[i], doubling, rngs=rngs))
         self.up = nnx.List(up)
         self.norm_out = resnet2d.group_norm(width, s.groups, s.epsilon, rngs=rngs)
         self.conv_out = resnet2d.conv3(width, s.channels, rngs=rngs)

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ class DepthTokenizer:
 
     # Optional: how files are called, how the pairs are asked for, and how the report shows a map.
     extension = ".png"
-    instructions = {
+    instructions: ClassVar = {
         ("text", "depth"): ("measure this", "show how far this is", "make a depth map"),
         ("depth", "text"): ("describe the depth map", "what is in the depth map", "where is the ball"),
     }
