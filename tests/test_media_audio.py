@@ -36,7 +36,7 @@ KINDS = [
     ("WAV", "PCM_U8", -32), ("WAV", "PCM_16", -80), ("WAV", "PCM_24", -130), ("WAV", "PCM_32", -140),
     ("WAV", "FLOAT", -140), ("WAV", "DOUBLE", -140), ("WAV", "ALAW", -35), ("WAV", "ULAW", -35),
     ("WAV", "MS_ADPCM", -20), ("WAV", "IMA_ADPCM", -20), ("WAV", "GSM610", -4), ("WAVEX", "PCM_16", -80),
-    ("RF64", "PCM_16", -80), ("W64", "PCM_16", -80), ("AU", "PCM_16", -80), ("CAF", "PCM_16", -80),
+    ("RF64", "PCM_16", -80), ("NIST", "PCM_16", -80), ("W64", "PCM_16", -80), ("AU", "PCM_16", -80), ("CAF", "PCM_16", -80),
     ("AIFF", "PCM_16", -80), ("AIFF", "PCM_24", -130), ("AIFF", "FLOAT", -140), ("FLAC", "PCM_16", -80),
     ("FLAC", "PCM_24", -130), ("MP3", "MPEG_LAYER_III", -20), ("OGG", "VORBIS", -20), ("OGG", "OPUS", -20),
 ]  # fmt: skip

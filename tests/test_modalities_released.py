@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import base
@@ -51,13 +52,18 @@ def files(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
     for kind, (module, settings) in NETWORKS.items():
         as_json = dataclasses.asdict(settings)
-        tensors = weights.flatten(module.build(as_json))
-        tensors = {
-            n: a + (0.3 * rng.standard_normal(a.shape)).astype(a.dtype) if a.dtype == np.float32 else a
-            for n, a in tensors.items()
-        }
+        abstract = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda m=module, s=as_json: m.build(s))))
+        tensors = {weights.dotted(keys): _random(rng, keys[-1], v.shape) for keys, v in abstract}
         weights.save(folder / f"{kind}.safetensors", tensors, {"kind": kind, "codec": as_json})
     return {kind: str(folder / f"{kind}.safetensors") for kind in NETWORKS}
+
+
+def _random(rng, name, shape):
+    """Scales near 1; matrices that keep the size of what they are given; everything else of about 1/3."""
+    if name in ("scale", "alpha", "std"):
+        return rng.uniform(0.7, 1.3, shape).astype(np.float32)
+    spread = np.prod(shape[:-1]) ** -0.5 if name == "kernel" else 0.3
+    return (spread * rng.standard_normal(shape)).astype(np.float32)
 
 
 def sounds(rate=8000):
@@ -194,7 +200,7 @@ def test_a_batch_is_sharded_over_devices_with_the_same_codes(files):
     from jax.sharding import NamedSharding, PartitionSpec
 
     module = released.load(files["encodec"], "encodec").module
-    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     sound = np.random.default_rng(0).standard_normal((8, 800)).astype(np.float32) * 0.3
     lengths = np.arange(100, 900, 100, dtype=np.int32)

@@ -16,8 +16,8 @@ import tiny_world
 
 from anygpt_jax.cache import CacheReader, Manifest, load_vocabulary
 from anygpt_jax.errors import UserError
-from anygpt_jax.tasks import tokenize
 from anygpt_jax.modalities import base
+from anygpt_jax.tasks import tokenize
 
 ARGS = argparse.Namespace(json=None)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -165,9 +167,14 @@ def _missing(data: bytes) -> str | None:
 
 
 def _promised_data(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the samples start and how many bytes of them the header promises (RIFF, RF64, AIFF, AU, Wave64)."""
+    """Where the samples start and how many bytes of them the header promises (RIFF, RF64, AIFF, AU, SPHERE, Wave64)."""
     if data[:4] == b".snd":
         yield int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
+        return
+    if sphere := re.match(rb"NIST_1A\n +(\d{1,7})\n", data[:16]):
+        said = dict(re.findall(rb"(sample_count|channel_count|sample_n_bytes) -i (\d{1,15})\n", data[:1024]))
+        if len(said) == 3 and b"shorten" not in data[:1024]:  # which is compressed, and not read anyway
+            yield int(sphere[1]), math.prod(map(int, said.values()))
         return
     if data[:4] == b"riff":  # Wave64: marks of 16 bytes, sizes of 8 that count the mark and themselves
         mark_bytes, size_bytes, counted, order, at, align = 16, 8, 24, "little", 40, 8

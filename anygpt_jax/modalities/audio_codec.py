@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from anygpt_jax.errors import UserError
@@ -86,8 +85,11 @@ class AudioCodec:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(lambda samples, lengths: self._codec.encode(samples, lengths)[..., : self.levels])
+        def encode(codec, samples, lengths):
+            return codec.encode(samples, lengths)[..., : self.levels]
+
+        return released.program(encode, self._codec, exact=True)
 
     @functools.cached_property
     def _decode(self):
-        return jax.jit(lambda codes, steps, _: self._codec.decode(codes, steps))
+        return released.program(lambda codec, codes, steps, _: codec.decode(codes, steps), self._codec)

@@ -65,17 +65,17 @@ class Seed2Images:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(self._codec.encode)
+        return released.program(lambda codec, pixels: codec.encode(pixels), self._codec, exact=True)
 
     @functools.cached_property
     def _decode(self):
-        unclip, (steps, guidance, sampler) = self._unclip, self._sampling
-        assert unclip is not None
-        for_embedding, for_latents = jax.random.split(jax.random.key(self._seed))
-        shape = (*unclip.settings.size, unclip.settings.unet.channels)
+        assert self._unclip is not None
+        steps, guidance, sampler = self._sampling
 
-        def decode(codes):
-            embedding = self._codec.embedding(codes)
+        def decode(codec, unclip, codes):
+            embedding = codec.embedding(codes)
+            for_embedding, for_latents = jax.random.split(jax.random.key(self._seed))
+            shape = (*unclip.settings.size, unclip.settings.unet.channels)
             # The same noise for every picture, so that none depends on its place in a batch.
             noise = jax.random.normal(for_embedding, embedding.shape[1:])
             latents = jax.random.normal(for_latents, shape)
@@ -86,4 +86,4 @@ class Seed2Images:
             )  # fmt: skip
             return jnp.round(pixels * 255).astype(jnp.uint8)
 
-        return jax.jit(decode)
+        return released.program(decode, self._codec, self._unclip)

@@ -34,7 +34,7 @@ class SpeechTokenizerSpeech:
         loaded = released.load(weights, "speechtokenizer")
         self._codec = codec = loaded.module
         self._stage = released.load(acoustic, "soundstorm").module if acoustic else None
-        self._steps, self._key = steps, jax.random.key(seed)
+        self._steps, self._seed = steps, seed
         self.name, self.symbol = modality, SYMBOLS.get(modality, modality)
         self.fingerprint = released.fingerprint(loaded.fingerprint)  # the acoustic stage changes no code
         self.sample_rate, self.codebook_size = codec.sample_rate, codec.codebook_size
@@ -89,13 +89,14 @@ class SpeechTokenizerSpeech:
                 raise ValueError(f"{self.name} {i} has acoustic codes that are none")
             rows.append(row)
         voice = self._voice(prompt) if prompt is not None else np.zeros((0, self._codec.codebooks), np.int32)
-        restore = acoustic and self._stage is not None
         sounds: list[np.ndarray | None] = [None] * len(rows)
         for whole in (False, True):  # rows with all codes need no stage, and have another shape
             members = [i for i, row in enumerate(rows) if (row.shape[1] > 1) == whole]
 
             def run(batch, steps, _index, whole=whole):
-                return self._decode(batch, steps, voice, len(voice), restore and not whole)
+                if acoustic and self._stage is not None and not whole:
+                    return self._restore(batch[..., 0], steps, voice)
+                return self._decode(batch, steps)
 
             group = [rows[i] for i in members]
             lengths = [len(row) for row in group]
@@ -104,7 +105,7 @@ class SpeechTokenizerSpeech:
         return [Audio(s, self.sample_rate) for s in sounds if s is not None]
 
     def _voice(self, prompt: Audio) -> np.ndarray:
-        """int32[P, 8]: the prompt's codes, zeros beyond its own length are not needed: rows share one prompt."""
+        """int32[P, 8]: the codes of the prompt's first seconds. Another length is another program."""
         heard = audio.resample(prompt, self.sample_rate).samples[: self._prompt_frames * self._codec.hop]
         return self.encode_all([Audio(heard, self.sample_rate)])[0]
 
@@ -113,18 +114,22 @@ class SpeechTokenizerSpeech:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(self._codec.encode)
+        return released.program(lambda codec, sound, lengths: codec.encode(sound, lengths), self._codec, exact=True)
 
     @functools.cached_property
     def _decode(self):
-        def decode(codes, lengths, voice, voice_length, restore):
-            if restore:
-                assert self._stage is not None
-                rows = len(codes)
-                codes = self._stage.generate(
-                    codes[..., 0], lengths, jnp.broadcast_to(self._key, (rows,)),
-                    jnp.broadcast_to(voice, (rows, *voice.shape)), jnp.full(rows, voice_length), steps=self._steps,
-                )  # fmt: skip
-            return self._codec.decode(codes, lengths)
+        return released.program(lambda codec, codes, lengths: codec.decode(codes, lengths), self._codec)
 
-        return jax.jit(decode, static_argnames="restore")
+    @functools.cached_property
+    def _restore(self):
+        assert self._stage is not None
+
+        def restore(codec, stage, semantic, lengths, voice):
+            rows = len(semantic)
+            codes = stage.generate(
+                semantic, lengths, jnp.broadcast_to(jax.random.key(self._seed), (rows,)),
+                jnp.broadcast_to(voice, (rows, *voice.shape)), jnp.full(rows, len(voice)), steps=self._steps,
+            )  # fmt: skip
+            return codec.decode(codes, lengths)
+
+        return released.program(restore, self._codec, self._stage)

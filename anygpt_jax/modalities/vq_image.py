@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
@@ -55,12 +54,15 @@ class VQImages:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(lambda pixels: self._codec.encode(pixels.astype(jnp.float32) / 127.5 - 1))
+        def encode(codec, pixels):
+            return codec.encode(pixels.astype(jnp.float32) / 127.5 - 1)
+
+        return released.program(encode, self._codec, exact=True)
 
     @functools.cached_property
     def _decode(self):
-        def decode(codes):
-            pixels = jnp.clip(self._codec.decode(codes), -1, 1)
+        def decode(codec, codes):
+            pixels = jnp.clip(codec.decode(codes), -1, 1)
             return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
 
-        return jax.jit(decode)
+        return released.program(decode, self._codec)

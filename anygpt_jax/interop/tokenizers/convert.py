@@ -31,7 +31,7 @@ def convert(paths: Sequence[pathlib.Path], name: str, to: pathlib.Path, dtype: s
         raise UserError(f"--to names a file that ends in .safetensors, not {to}.")
     if to.exists():
         raise UserError(f"{to} exists; name another file with --to, or remove it.")
-    official = files.read(paths, kind.subfolders)
+    official = files.read(paths, kind.subfolders, kind.prefix)
     settings = kind.settings(official.config, {name: t.shape for name, t in official.tensors.items()})
     expected = shapes(nnx.eval_shape(lambda: kind.build(settings)))
     chosen = choose(kind.layout(settings), official.tensors, kind.ignored, ", ".join(map(str, paths)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from anygpt_jax.errors import UserError
@@ -24,10 +24,18 @@ class Official:
     config: Mapping[str, Any]
 
 
-def read(paths: Sequence[pathlib.Path], subfolders: Mapping[str, str] | None = None) -> Official:
+Prefix = Callable[[Collection[str]], str]
+
+
+def read(
+    paths: Sequence[pathlib.Path],
+    subfolders: Mapping[str, str] | None = None,
+    prefix: Prefix = lambda names: "",
+) -> Official:
     """Everything in these files and folders. UserError if one is missing or unreadable, or a tensor is there twice.
 
-    `subfolders`: {prefix: subfolder} of a single folder, each read by itself; the tensors get the prefix.
+    `subfolders`: {prefix: subfolder} of a single folder, each read by itself; the tensors get the prefix. Otherwise
+    `prefix` says of the names in each file what they get in front.
     """
     if subfolders:
         if len(paths) != 1 or not paths[0].is_dir():
@@ -38,7 +46,7 @@ def read(paths: Sequence[pathlib.Path], subfolders: Mapping[str, str] | None = N
     merged: dict[str, Tensor] = {}
     config: Mapping[str, Any] = {}
     for path in paths:
-        part = _one(path)
+        part = _one(path, prefix)
         if twice := sorted(merged.keys() & part.tensors.keys()):
             raise UserError(f"{path} holds {twice[0]}, which another file named by --from holds too; name one of them.")
         merged |= part.tensors
@@ -54,15 +62,15 @@ def _part(folder: pathlib.Path) -> Official:
     return Official(_tensors(folder, weights) if weights else {}, _config(folder))
 
 
-def _one(path: pathlib.Path) -> Official:
+def _one(path: pathlib.Path, prefix: Prefix) -> Official:
     if path.is_file():
-        return Official(_file(path), _config(path.parent))
+        return Official(_file(path, prefix), _config(path.parent))
     if not path.is_dir():
         raise UserError(f"No file or folder {path}; --from names the published checkpoint.")
     weights = _weight_files(path)
     if not weights:
         raise UserError(f"No weights in {path}; it needs .safetensors files or {', '.join(PICKLES)}.")
-    return Official(_tensors(path, weights), _config(path))
+    return Official(_tensors(path, weights, prefix), _config(path))
 
 
 def _config(folder: pathlib.Path) -> Mapping[str, Any]:
@@ -91,19 +99,23 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return plain or found
 
 
-def _tensors(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> dict[str, Tensor]:
+def _tensors(
+    folder: pathlib.Path, files: Sequence[pathlib.Path], prefix: Prefix = lambda names: ""
+) -> dict[str, Tensor]:
     shards = {shard for path in folder.glob("*.index.json") for shard in _json(path).get("weight_map", {}).values()}
     for shard in sorted(shards):
         if pathlib.Path(shard).suffix == files[0].suffix and not (folder / shard).is_file():
             raise UserError(f"An index in {folder} names {shard}, which is not there; copy or download it.")
     tensors: dict[str, Tensor] = {}
     for path in files:
-        part = _file(path)
+        part = _file(path, prefix)
         if twice := sorted(tensors.keys() & part.keys()):
             raise UserError(f"{path} holds {twice[0]}, which another file in {folder} holds too; name one file.")
         tensors |= part
     return tensors
 
 
-def _file(path: pathlib.Path) -> dict[str, Tensor]:
-    return safetensors_files.read(path) if path.suffix == ".safetensors" else pickles.read(path)
+def _file(path: pathlib.Path, prefix: Prefix) -> dict[str, Tensor]:
+    tensors = safetensors_files.read(path) if path.suffix == ".safetensors" else pickles.read(path)
+    before = prefix(tensors.keys())
+    return {before + name: tensor for name, tensor in tensors.items()}

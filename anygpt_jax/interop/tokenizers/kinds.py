@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flax import nnx
@@ -21,7 +21,8 @@ class Kind:
     the weights, and of the shapes of the tensors; UserError for a network that is not supported. `build(settings)`
     is the module they go into, `layout(settings)` says how. Official tensors that match a pattern of `ignored`
     (regular expressions, of the whole name) are not needed to encode and decode. `subfolders`, for diffusers'
-    folders: {prefix of the tensors' names: subfolder}, and the config is then {subfolder: its config}.
+    folders: {prefix of the tensors' names: subfolder}, and the config is then {subfolder: its config}. `prefix` tells
+    of the names in one file what they get in front, where a network is published in several files of their own names.
     """
 
     settings: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], dict[str, Any]]
@@ -29,6 +30,7 @@ class Kind:
     layout: Callable[[dict[str, Any]], Layout]
     ignored: tuple[str, ...] = ()
     subfolders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prefix: Callable[[Collection[str]], str] = lambda names: ""
 
 
 # kind -> (module with KIND, what it is)

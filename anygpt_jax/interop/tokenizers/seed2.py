@@ -172,6 +172,7 @@ KIND = Kind(
     settings=settings,
     build=seed2.build,
     layout=layout,
+    prefix=prefix,
     ignored=(
         # EVA's last layer and what follows it.
         rf"visual_encoder\.blocks\.{VIT_DEPTH}\..*",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.modalities.codecs import quantize
+from anygpt_jax.modalities.codecs import quantize, weights
 from anygpt_jax.modalities.codecs.autoencoder import AutoencoderSettings, Decoder, Encoder
 from anygpt_jax.modalities.codecs.melcodec import Codebook
 
@@ -76,4 +76,4 @@ class JanusVQ(nnx.Module):
 
 def build(settings: Mapping[str, Any]) -> JanusVQ:
     """The network of JSON settings."""
-    return JanusVQ(JanusVQSettings(**{**settings, "widths": tuple(settings["widths"])}), rngs=nnx.Rngs(0))
+    return JanusVQ(JanusVQSettings(**{**settings, "widths": tuple(settings["widths"])}), rngs=weights.rngs())

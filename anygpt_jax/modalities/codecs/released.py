@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from anygpt_jax.errors import UserError
@@ -40,6 +43,21 @@ def load(path: str | pathlib.Path, *kinds: str) -> Released:
         return build(settings["codec"])
 
     return Released(weights.fill(module, tensors), settings["kind"], weights.fingerprint(tensors, settings))
+
+
+def program(function: Callable[..., Any], *modules: nnx.Module, exact: bool = False) -> Callable[..., Any]:
+    """`function(*modules, *arrays)` compiled, as a function of the arrays.
+
+    The weights are arguments of the program, not constants in it. `exact`: products in full float32, where a chip
+    would round to bfloat16: codes are those of the published tokenizer, decoded media need not be to the last bit.
+    """
+    graph, state = nnx.split(modules)
+
+    def run(state: Any, *arrays: Any) -> Any:
+        with jax.default_matmul_precision("highest" if exact else "default"):
+            return function(*nnx.merge(graph, state), *arrays)
+
+    return functools.partial(jax.jit(run), state)
 
 
 def fingerprint(*parts: str, **settings: Any) -> str:

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
-from anygpt_jax.modalities.codecs import quantize, vit
+from anygpt_jax.modalities.codecs import quantize, vit, weights
 from anygpt_jax.modalities.codecs.melcodec import Codebook
 from anygpt_jax.modalities.codecs.qformer import QFormer, QFormerSettings
 from anygpt_jax.modalities.codecs.vit import VisionTransformer, VitSettings
@@ -108,5 +108,5 @@ def build(settings: Mapping[str, Any]) -> Seed2:
     parts = {"vit": VitSettings(**settings["vit"]), "qformer": QFormerSettings(**settings["qformer"])}
     return Seed2(
         Seed2Settings(**{**settings, **parts, "shrink": tuple(settings["shrink"])}),
-        rngs=nnx.Rngs(0),
+        rngs=weights.rngs(),
     )

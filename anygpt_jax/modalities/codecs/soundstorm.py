@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from anygpt_jax.modalities.codecs import weights
 from anygpt_jax.modalities.codecs.conformer import Conformer, ConformerSettings
 
 TINY = 1e-10  # keeps logarithms and quotients finite, as in the published sampler
@@ -193,4 +194,4 @@ class SoundStorm(nnx.Module):
 def build(settings: Mapping[str, Any]) -> SoundStorm:
     """The network of settings as JSON has them."""
     conformer = ConformerSettings(**settings["conformer"])
-    return SoundStorm(SoundStormSettings(**{**settings, "conformer": conformer}), rngs=nnx.Rngs(0))
+    return SoundStorm(SoundStormSettings(**{**settings, "conformer": conformer}), rngs=weights.rngs())

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from anygpt_jax.modalities.codecs import schedulers
+from anygpt_jax.modalities.codecs import schedulers, weights
 from anygpt_jax.modalities.codecs.autoencoder import AutoencoderSettings, Decoder
 from anygpt_jax.modalities.codecs.clip_text import ClipTextSettings
 from anygpt_jax.modalities.codecs.melcodec import Constant
@@ -153,4 +153,4 @@ def build(settings: Mapping[str, Any]) -> Unclip:
         "sampler": SamplerSettings(**{**sampler, "noise": NoiseSchedule(**sampler["noise"])}),
         "embedding_noise": NoiseSchedule(**settings["embedding_noise"]),
     }
-    return Unclip(UnclipSettings(**{**tuples(settings), **parts}), rngs=nnx.Rngs(0))
+    return Unclip(UnclipSettings(**{**tuples(settings), **parts}), rngs=weights.rngs())
