@@ -320,6 +320,22 @@ def test_the_two_published_files():
         KIND.settings({}, {n: official()[n].shape for n in quantizer & set(official())})
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_conversion_of_the_published_files(together, tmp_path):
+    vit = {n.removeprefix("visual_encoder."): v for n, v in official().items() if n.startswith("visual_encoder.")}
+    rest = {n: v for n, v in official().items() if not n.startswith("visual_encoder.")}
+    rest |= {"pos_embed": np.zeros((1, 4, 8)), "blocks.0.norm1.weight": np.zeros(8)}
+    for name, tensors in (("eva_vit_g.pth", vit), ("seed_quantizer.pt", rest)):
+        torch.save({n: torch.from_numpy(np.array(v, np.float32)) for n, v in tensors.items()}, tmp_path / name)
+    paths = [tmp_path] if together else [tmp_path / "seed_quantizer.pt", tmp_path / "eva_vit_g.pth"]
+    convert.convert(paths, "seed2", tmp_path / "seed2.safetensors")
+    expected = weights.flatten(network())
+    found, _ = weights.read(tmp_path / "seed2.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
 def test_full_size():
     settings = dataclasses.asdict(seed2.Seed2Settings())
     module = nnx.eval_shape(lambda: KIND.build(settings))

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.interop.tokenizers import convert
 from anygpt_jax.interop.tokenizers import unclip as official
 from anygpt_jax.modalities.codecs import resnet2d, unclip, weights
 from anygpt_jax.modalities.codecs.autoencoder import AutoencoderSettings, Encoder
@@ -298,6 +299,18 @@ def test_older_names_of_the_same_tensors(world):
     assert found.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_array_equal(found[path], array)
+
+
+def test_conversion_of_a_published_folder(world, tmp_path):
+    world.pipeline.save_pretrained(tmp_path / "unclip")
+    convert.convert([tmp_path / "unclip"], "unclip", tmp_path / "unclip.safetensors")
+    expected = weights.flatten(world.model)
+    found, settings = weights.read(tmp_path / "unclip.safetensors")
+    # Other tests exchange the pipeline's scheduler.
+    wanted = json.loads(json.dumps(world.settings)) | {"sampler": settings["codec"]["sampler"]}
+    assert found.keys() == expected.keys() and settings["codec"] == wanted
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def config_of(world):

@@ -74,7 +74,7 @@ def published(folder, model, form=as_safetensors, change=lambda tensors: tensors
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
-def test_a_published_folder_gives_the_codes_of_the_reference(form, model, tmp_path):
+def test_published_files_of_every_form_are_read(form, model, tmp_path):
     folder = published(tmp_path / "dac", model, form)
     command = [
         "convert",
@@ -89,7 +89,17 @@ def test_a_published_folder_gives_the_codes_of_the_reference(form, model, tmp_pa
     assert cli.main([*command, "--json", str(tmp_path / "summary.json")]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["kind"] == "dac" and summary["official_tensors"] == len(model.state_dict())
+    kind, official = kinds.get("dac"), {n: t.numpy() for n, t in state(model).items()}
+    layout = kind.layout(summary["settings"])
+    found, _ = weights.read(tmp_path / "dac.safetensors")
+    assert found.keys() == layout.keys()
+    for path, rule in layout.items():
+        how = rule.choose(official)
+        np.testing.assert_array_equal(found[path], how.make(*(official[n] for n in how.names)))
 
+
+def test_a_converted_tokenizer_gives_the_codes_of_the_reference(model, tmp_path):
+    convert.convert([published(tmp_path / "dac", model)], "dac", tmp_path / "dac.safetensors")
     config = ml_collections.ConfigDict({"modalities": ("music",)})
     config.tokenizers = {"music": {"entry": "dac", "weights": str(tmp_path / "dac.safetensors"), "seconds": 1.0}}
     tokenizer = base.of_config(config)["music"]

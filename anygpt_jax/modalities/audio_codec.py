@@ -43,7 +43,7 @@ class AudioCodec:
 
     def load(self, data: bytes) -> Audio:
         """Any sound file → mono at the codec's rate; UserError if it is damaged or too long."""
-        sound = audio.load_audio(data, self.sample_rate)
+        sound = audio.load_audio(data, self.sample_rate, self.frames * self._codec.hop / self.sample_rate)
         self._samples(sound)
         return sound
 

@@ -46,7 +46,7 @@ class SpeechTokenizerSpeech:
 
     def load(self, data: bytes) -> Audio:
         """Any sound file → mono at 16 kHz; UserError if it is damaged or too long."""
-        sound = audio.load_audio(data, self.sample_rate)
+        sound = audio.load_audio(data, self.sample_rate, self.frames * self._codec.hop / self.sample_rate)
         self._samples(sound)
         return sound
 

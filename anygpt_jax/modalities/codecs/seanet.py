@@ -116,14 +116,13 @@ class Carry(NamedTuple):
 class Seanet(nnx.Module):
     """Layers that each map (steps, the number of them in each row) to the same; at most one is an LSTM.
 
-    `reach` says what the layers before and after the LSTM need, ((left, right), (left, right)) in frames.
+    `at` is the LSTM's place, the end without one. `reach` says what the layers before and after it need,
+    ((left, right), (left, right)) in frames.
     """
 
     def __init__(self, layers: list[Any], reach: tuple[tuple[int, int], tuple[int, int]]):
         self.layers = nnx.List(layers)
-        self.at = next(
-            (i for i, layer in enumerate(layers) if isinstance(layer, Lstm)), len(layers)
-        )  # the LSTM's place
+        self.at = next((i for i, layer in enumerate(layers) if isinstance(layer, Lstm)), len(layers))
         self.reach = reach
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> tuple[Array, Int[Array, " B"]]:
