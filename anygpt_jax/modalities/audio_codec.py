@@ -86,7 +86,7 @@ class AudioCodec:
     @functools.cached_property
     def _encode(self):
         def encode(codec, samples, lengths):
-            return codec.encode(samples, lengths)[..., : self.levels]
+            return codec.encode(samples, lengths, levels=self.levels)
 
         return released.program(encode, self._codec, exact=True)
 

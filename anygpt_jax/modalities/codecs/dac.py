@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.modalities.codecs import quantize
+from anygpt_jax.modalities.codecs import quantize, weights
 from anygpt_jax.modalities.codecs.chunked import Context
 from anygpt_jax.modalities.codecs.conv1d import Conv, ConvTransposed, zero_beyond
 from anygpt_jax.modalities.codecs.melcodec import Codebook
@@ -44,7 +44,7 @@ class DacSettings:
 
 def build(settings: Mapping[str, Any]) -> Dac:
     """The network with random weights."""
-    return Dac(DacSettings(**{**settings, "ratios": tuple(settings["ratios"])}), rngs=nnx.Rngs(0))
+    return Dac(DacSettings(**{**settings, "ratios": tuple(settings["ratios"])}), rngs=weights.rngs())
 
 
 def sin_squared(x: Float[Array, "*N"]) -> Float[Array, "*N"]:

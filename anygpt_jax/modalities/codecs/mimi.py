@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.modalities.codecs import quantize, seanet
+from anygpt_jax.modalities.codecs import quantize, seanet, weights
 from anygpt_jax.modalities.codecs.chunked import Context
 from anygpt_jax.modalities.codecs.conv1d import Conv, ConvTransposed, zero_beyond
 from anygpt_jax.modalities.codecs.melcodec import Codebook
@@ -61,7 +61,7 @@ def parse(settings: Mapping[str, Any]) -> MimiSettings:
 
 def build(settings: Mapping[str, Any]) -> Mimi:
     """The network with random weights and empty codebooks."""
-    return Mimi(parse(settings), rngs=nnx.Rngs(0))
+    return Mimi(parse(settings), rngs=weights.rngs())
 
 
 class ResidualQuantizer(nnx.Module):
