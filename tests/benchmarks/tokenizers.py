@@ -23,7 +23,9 @@ import sys
 import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+# Last instead of first: there is a package of this file's name.
+HERE = str(pathlib.Path(__file__).parent)
+sys.path[:] = [p for p in sys.path if p != HERE] + [HERE]
 
 import jax
 import numpy as np

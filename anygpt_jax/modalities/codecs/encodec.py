@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from anygpt_jax.modalities.codecs import quantize, seanet
+from anygpt_jax.modalities.codecs import quantize, seanet, weights
 from anygpt_jax.modalities.codecs.conv1d import zero_beyond
 from anygpt_jax.modalities.codecs.melcodec import Codebook
 
@@ -47,7 +47,7 @@ def parse(settings: Mapping[str, Any]) -> EncodecSettings:
 
 def build(settings: Mapping[str, Any]) -> Encodec:
     """The network with random weights and empty codebooks."""
-    return Encodec(parse(settings), rngs=nnx.Rngs(0))
+    return Encodec(parse(settings), rngs=weights.rngs())
 
 
 class Encodec(nnx.Module):
