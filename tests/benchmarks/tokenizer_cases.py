@@ -15,47 +15,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 
 from anygpt_jax.interop.tokenizers import kinds
-from anygpt_jax.modalities.codecs import weights
+from anygpt_jax.interop.tokenizers.rules import Layout
+from anygpt_jax.modalities.codecs import released, weights
 
 Run = Callable[[], Any]
 
 
+State = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network of ours, and where its weights come from: a rule over official names for every variable."""
+
+    build: Callable[[], nnx.Module]
+    layout: Layout
+
+    def abstract(self) -> Any:
+        """Without its numbers, for compilation alone."""
+        return nnx.eval_shape(self.build)
+
+    def filled(self, state: Mapping[str, torch.Tensor]) -> Any:
+        tensors = {}
+        for path, rule in self.layout.items():
+            chosen = rule.choose(state)
+            assert chosen is not None, f"{path} has no source in the published state"
+            tensors[path] = chosen.make(*(state[n].float().numpy() for n in chosen.names))
+        return weights.fill(self.build, tensors)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One network. `amount` is what one run works on, in `unit`s; programs are by direction."""
+    """A network of ours and the published one. `amount` is what one run works on, in `unit`s."""
 
     unit: str  # "s" of sound, or "images"
     amount: float
     theirs: Callable[[], Any]  # the published module, weights randomized
-    official: tuple[str, Mapping[str, Any]]  # kind, and the published configuration
-    run_theirs: Callable[[Any], dict[str, Run]]
+    ours: Callable[[State], Network]  # of the published state
+    run_theirs: Callable[[Any], dict[str, Run]]  # by direction
     # direction -> (function of the module and arrays, the arrays); the first axis of each array is the batch
-    run_ours: Callable[[Any], dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]]]
+    run_ours: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]]
+
+    def abstract(self) -> Any:
+        with torch.device("meta"):
+            return self.ours(self.theirs().state_dict()).abstract()
 
 
-def ported(case: Case, state: Mapping[str, torch.Tensor]) -> Any:
-    """Our module with the published one's weights."""
-    kind = kinds.get(case.official[0])
-    settings = kind.settings(case.official[1], {name: tuple(t.shape) for name, t in state.items()})
-    tensors = {}
-    for path, rule in kind.layout(settings).items():
-        chosen = rule.choose(state)
-        assert chosen is not None, f"{path} has no source in the published state"
-        tensors[path] = chosen.make(*(state[n].float().numpy() for n in chosen.names))
-    return weights.fill(lambda: kind.build(settings), tensors)
+def _kind(name: str, config: Mapping[str, Any]) -> Callable[[State], Network]:
+    """A whole tokenizer, as `anygpt convert tokenizer` makes it."""
+
+    def network(state: State) -> Network:
+        kind = kinds.get(name)
+        settings = kind.settings(config, {n: tuple(t.shape) for n, t in state.items()})
+        return Network(lambda: kind.build(settings), kind.layout(settings))
+
+    return network
 
 
-def abstract(case: Case) -> Any:
-    """Our module without its numbers, for compilation alone."""
-    from flax import nnx
-
-    kind = kinds.get(case.official[0])
-    with torch.device("meta"):
-        state = case.theirs().state_dict()
-    settings = kind.settings(case.official[1], {name: tuple(t.shape) for name, t in state.items()})
-    return nnx.eval_shape(lambda: kind.build(settings))
+def _part(layout: Layout, prefix: str) -> Layout:
+    """The rules of one of a tokenizer's networks."""
+    return {path.removeprefix(prefix): rule for path, rule in layout.items() if path.startswith(prefix)}
 
 
 def _randomized(module: torch.nn.Module) -> torch.nn.Module:
@@ -75,19 +97,12 @@ def _codes(rows: int, frames: int, books: int, size: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, size, (rows, frames, books)).astype(np.int32)
 
 
-def _sound(seconds: float, rate: int, hop: int, books: int, size: int) -> Callable[[Any], dict]:
-    frames = -(-int(seconds * rate) // hop)
-
-    def runs(_module: Any) -> dict:
-        return {
-            "encode": (
-                lambda m, x, n: m.encode(x, n),
-                (_noise(seconds, rate), np.array([int(seconds * rate)], np.int32)),
-            ),
-            "decode": (lambda m, c, n: m.decode(c, n), (_codes(1, frames, books, size), np.array([frames], np.int32))),
-        }
-
-    return runs
+def _sound(seconds: float, rate: int, hop: int, books: int, size: int) -> dict:
+    samples, frames = int(seconds * rate), -(-int(seconds * rate) // hop)
+    return {
+        "encode": (lambda m, x, n: m.encode(x, n), (_noise(seconds, rate), np.array([samples], np.int32))),
+        "decode": (lambda m, c, n: m.decode(c, n), (_codes(1, frames, books, size), np.array([frames], np.int32))),
+    }
 
 
 def _no_grad(function: Run) -> Run:
@@ -116,7 +131,7 @@ def encodec(seconds: float = 10.0) -> Case:
         }
 
     return Case(
-        "s", seconds, lambda: _randomized(EncodecModel(config)), ("encodec", config.to_dict()), run_theirs,
+        "s", seconds, lambda: _randomized(EncodecModel(config)), _kind("encodec", config.to_dict()), run_theirs,
         _sound(seconds, 32_000, 640, 4, 2048),
     )  # fmt: skip
 
@@ -148,7 +163,12 @@ def speechtokenizer(seconds: float = 10.0) -> Case:
         return {"encode": _no_grad(lambda: model.encode(x)), "decode": _no_grad(lambda: model.decode(codes))}
 
     return Case(
-        "s", seconds, theirs, ("speechtokenizer", SPEECHTOKENIZER), run_theirs, _sound(seconds, 16_000, 320, 8, 1024)
+        "s",
+        seconds,
+        theirs,
+        _kind("speechtokenizer", SPEECHTOKENIZER),
+        run_theirs,
+        _sound(seconds, 16_000, 320, 8, 1024),
     )
 
 
@@ -166,7 +186,7 @@ def mimi(seconds: float = 10.0) -> Case:
         }
 
     return Case(
-        "s", seconds, lambda: _randomized(MimiModel(config)), ("mimi", config.to_dict()), run_theirs,
+        "s", seconds, lambda: _randomized(MimiModel(config)), _kind("mimi", config.to_dict()), run_theirs,
         _sound(seconds, 24_000, 1920, 8, 2048),
     )  # fmt: skip
 
@@ -186,7 +206,7 @@ def dac(seconds: float = 2.0) -> Case:
         }
 
     return Case(
-        "s", length / 44_100, lambda: _randomized(DacModel(config)), ("dac", config.to_dict()), run_theirs,
+        "s", length / 44_100, lambda: _randomized(DacModel(config)), _kind("dac", config.to_dict()), run_theirs,
         _sound(length / 44_100, 44_100, 512, 9, 1024),
     )  # fmt: skip
 
@@ -203,14 +223,98 @@ def janus_vq(images: int = 1) -> Case:
         x, c = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(codes).long()
         return {"encode": _no_grad(lambda: model.encode(x)), "decode": _no_grad(lambda: model.decode(c))}
 
-    def run_ours(_module: Any) -> dict:
-        return {
-            "encode": (lambda m, x: m.encode(x), (pixels,)),
-            "decode": (lambda m, c: m.decode(c), (codes,)),
-        }
+    ours = {"encode": (lambda m, x: m.encode(x), (pixels,)), "decode": (lambda m, c: m.decode(c), (codes,))}
+    network = _kind("janus_vq", config.to_dict())
+    return Case("images", images, lambda: JanusVQVAE(config).eval(), network, run_theirs, ours)
 
+
+def seed2_vit(images: int = 1) -> Case:
+    """The vision transformer, nearly all of SEED-2's encoding."""
+    from transformers.models import blip_2
+
+    from anygpt_jax.interop.tokenizers import seed2 as official
+    from anygpt_jax.modalities.codecs.seed2 import Seed2Settings
+    from anygpt_jax.modalities.codecs.vit import VisionTransformer
+
+    names = {
+        "embeddings.class_embedding": "cls_token", "embeddings.position_embedding": "pos_embed",
+        "embeddings.patch_embedding": "patch_embed.proj", "encoder.layers": "blocks", "layer_norm": "norm",
+        "self_attn.projection": "attn.proj", "self_attn.qkv": "attn.qkv",
+    }  # fmt: skip
+
+    class Renamed(blip_2.Blip2VisionModel):
+        """With EVA's names for its tensors."""
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+            found = {}
+            for name, tensor in super().state_dict(*args, **kwargs).items():
+                for theirs, eva in names.items():
+                    name = name.replace(theirs, eva)
+                found[f"visual_encoder.{name}"] = tensor
+                if name.endswith("qkv.bias"):
+                    layer = f"visual_encoder.{name}".removesuffix("qkv.bias")
+                    found |= {f"{layer}q_bias": tensor.chunk(3)[0], f"{layer}v_bias": tensor.chunk(3)[2]}
+            return found
+
+    settings = Seed2Settings()
+
+    def network(_state: State) -> Network:
+        layout = _part(official.layout(dataclasses.asdict(settings)), "vit.")
+        return Network(lambda: VisionTransformer(settings.vit, rngs=weights.rngs()), layout)
+
+    pixels = np.random.default_rng(0).standard_normal((images, 224, 224, 3)).astype(np.float32)
+
+    def run_theirs(model: Any) -> dict[str, Run]:
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return {"forward": _no_grad(lambda: model(x))}
+
+    config = blip_2.Blip2VisionConfig()
     return Case(
-        "images", images, lambda: JanusVQVAE(config).eval(), ("janus_vq", config.to_dict()), run_theirs, run_ours
+        "images",
+        images,
+        lambda: Renamed(config).eval(),
+        network,
+        run_theirs,
+        {"forward": (lambda m, x: m(x), (pixels,))},
+    )
+
+
+def unclip_unet(images: int = 1, side: int = 96) -> Case:
+    """One evaluation of unCLIP's U-Net; a picture takes 40, 20 steps with and without the embedding."""
+    import diffusers
+
+    from anygpt_jax.interop.tokenizers import unclip as official
+    from anygpt_jax.modalities.codecs.unclip import UnclipSettings
+    from anygpt_jax.modalities.codecs.unet import UNet
+
+    settings = UnclipSettings()
+
+    def theirs() -> Any:
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=side, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=1024,
+            attention_head_dim=[5, 10, 20, 20], use_linear_projection=True, class_embed_type="projection",
+            projection_class_embeddings_input_dim=2048,
+        )  # fmt: skip
+        return torch.nn.ModuleDict({"unet": unet}).eval()
+
+    def network(_state: State) -> Network:
+        layout = _part(official.layout(dataclasses.asdict(settings)), "unet.")
+        return Network(lambda: UNet(settings.unet, rngs=weights.rngs()), layout)
+
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((images, side, side, 4)).astype(np.float32)
+    prompt = rng.standard_normal((images, 77, 1024)).astype(np.float32)
+    condition = rng.standard_normal((images, 2048)).astype(np.float32)
+    times = np.full(images, 500, np.int32)
+
+    def run_theirs(model: Any) -> dict[str, Run]:
+        x = torch.from_numpy(latents).permute(0, 3, 1, 2).contiguous()
+        p, c, t = torch.from_numpy(prompt), torch.from_numpy(condition), torch.from_numpy(times)
+        return {"evaluation": _no_grad(lambda: model["unet"](x, t, p, class_labels=c))}
+
+    arrays = (latents, times, prompt, condition)
+    return Case(
+        "images", images, theirs, network, run_theirs, {"evaluation": (lambda m, x, t, p, c: m(x, t, p, c), arrays)}
     )
 
 
@@ -220,14 +324,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "mimi": mimi,
     "dac_44khz": dac,
     "janus_vq": janus_vq,
+    "seed2_vit": seed2_vit,
+    "unclip_unet": unclip_unet,
 }
 
 
-def jitted(module: Any, function: Callable[..., Any], arrays: tuple[np.ndarray, ...]) -> Run:
-    """A program of ours that waits for its result; weights are arguments, not constants."""
-    from flax import nnx
-
-    graph, state = nnx.split(module)
-    program = jax.jit(lambda state, *a: function(nnx.merge(graph, state), *a))
-    placed = tuple(jnp.asarray(a) for a in arrays)
-    return lambda: jax.block_until_ready(program(state, *placed))
+def program(module: Any, function: Callable[..., Any], arrays: tuple[np.ndarray, ...]) -> Run:
+    """A compiled program of ours that waits for its result."""
+    run, placed = released.program(function, module), tuple(jnp.asarray(a) for a in arrays)
+    return lambda: jax.block_until_ready(run(*placed))

@@ -28,11 +28,11 @@ HERE = str(pathlib.Path(__file__).parent)
 sys.path[:] = [p for p in sys.path if p != HERE] + [HERE]
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import torch
 import transformers
 from flax import nnx
-from tokenizer_cases import CASES, Case, abstract, jitted, ported
+from tokenizer_cases import CASES, Case, program
 
 from anygpt_jax.planning.chips import GIB, Topology
 from anygpt_jax.planning.compile import topology_devices
@@ -42,11 +42,12 @@ from anygpt_jax.planning.timeline import Timeline
 
 def on_cpu(name: str, case: Case, repeats: int) -> list[dict]:
     model = case.theirs()
-    ours_module = ported(case, model.state_dict())
+    state = model.state_dict()
+    ours_module = case.ours(state).filled(state)
     theirs = case.run_theirs(model)
     results = []
-    for direction, (function, arrays) in case.run_ours(ours_module).items():
-        sides = {"ours": jitted(ours_module, function, arrays), "peer": theirs[direction]}
+    for direction, (function, arrays) in case.run_ours.items():
+        sides = {"ours": program(ours_module, function, arrays), "peer": theirs[direction]}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for run in sides.values():
             run()  # compiles
@@ -94,10 +95,10 @@ def memory_of(case: Case, direction: str, side: str) -> None:
     if side == "peer":
         run = case.run_theirs(case.theirs())[direction]
     else:
-        module = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype) + 0.01, nnx.state(abstract(case)))
-        module = nnx.merge(nnx.graphdef(abstract(case)), jax.tree.map(jax.numpy.asarray, module))
-        function, arrays = case.run_ours(module)[direction]
-        run = jitted(module, function, arrays)
+        graph, state = nnx.split(case.abstract())
+        module = nnx.merge(graph, jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), state))
+        function, arrays = case.run_ours[direction]
+        run = program(module, function, arrays)
     run()
     run()
     print(round((status("VmHWM") - before) / GIB, 2))
@@ -108,19 +109,19 @@ def on_tpu(name: str, case: Case, topology: Topology) -> list[dict]:
     from jax.sharding import SingleDeviceSharding
 
     here = SingleDeviceSharding(topology_devices(topology)[0])
-    graph, state = nnx.split(abstract(case))
+    graph, state = nnx.split(case.abstract())
     results = []
-    for direction, (function, arrays) in case.run_ours(None).items():
+    for direction, (function, arrays) in case.run_ours.items():
         best: dict | None = None
         for power in range(9):
             batch = 2**power
             shapes = [jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for a in arrays]
-            program = jax.jit(
+            lowered = jax.jit(
                 lambda state, *a, function=function: function(nnx.merge(graph, state), *a),
                 in_shardings=here, out_shardings=here,
-            )  # fmt: skip
+            ).lower(state, *shapes)  # fmt: skip
             try:
-                compiled = program.lower(state, *shapes).compile()
+                compiled = lowered.compile()
             except jax.errors.JaxRuntimeError as e:
                 if "RESOURCE_EXHAUSTED" not in str(e):
                     raise
