@@ -5,9 +5,9 @@
 
 On the CPU both sides have the same (random) weights and inputs, float32, all cores, batch 1, and take turns; the ratio
 is of the medians. Peak memory is of a process that does nothing else, from what it holds after its imports. Compiling
-is left out. For a TPU nothing is measured: our program is compiled ahead of time for one chip at growing batches,
-float32 with the chip's default precision of products, and read by `anygpt plan`'s reader; the best batch that fits
-is told.
+is left out. For a TPU nothing is measured: our program is compiled ahead of time for one chip at growing batches and
+read by `anygpt plan`'s reader; the best batch that fits is told. Weights are float32; products are so too where codes
+are made, as the product has it, and at the chip's default (bfloat16) elsewhere.
 """
 
 from __future__ import annotations
@@ -116,10 +116,14 @@ def on_tpu(name: str, case: Case, topology: Topology) -> list[dict]:
         for power in range(9):
             batch = 2**power
             shapes = [jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for a in arrays]
-            lowered = jax.jit(
+            jitted = jax.jit(
                 lambda state, *a, function=function: function(nnx.merge(graph, state), *a),
-                in_shardings=here, out_shardings=here,
-            ).lower(state, *shapes)  # fmt: skip
+                in_shardings=here,
+                out_shardings=here,
+            )
+            # As the product encodes: codes are not to differ for the chip's rounding.
+            with jax.default_matmul_precision("highest" if direction == "encode" else "default"):
+                lowered = jitted.lower(state, *shapes)
             try:
                 compiled = lowered.compile()
             except jax.errors.JaxRuntimeError as e:
