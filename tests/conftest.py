@@ -1,11 +1,13 @@
 """Runs before any test imports jax: CPU only, with eight fake devices for what is sharded."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 import pytest
 
 from anygpt_jax.modalities import base
@@ -22,3 +24,11 @@ def whose_tokenizers(request):
     else:
         base._entry_points, TextTokenizer.load = REAL
         base.get.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """Compiled programs of a module go with it: of a whole run they would take many gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
