@@ -1,4 +1,4 @@
-"""Batches: a pure function of (cache, mixture, seed, step), the same for any number of hosts.
+"""Batches: a pure function of (cache, mixtures, seed, step), the same for any number of hosts.
 
 Global batch s is the packed rows s·B … (s+1)·B - 1; a host reads the rows that its devices hold. Nothing is
 replayed to start at a step, and nothing but the step need be checkpointed.
@@ -6,64 +6,94 @@ replayed to start at a step, and nothing but the step need be checkpointed.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
+from anygpt_jax.data.decode import Batch, pack_rows
+from anygpt_jax.data.history import Stage
+from anygpt_jax.data.mixture import Mixture
 from anygpt_jax.data.packing import Packer
+from anygpt_jax.data.shuffle import key
+from anygpt_jax.data.store import Store
 from anygpt_jax.errors import UserError
 from anygpt_jax.records import TokenRecord
 from anygpt_jax.vocabulary import Vocabulary
 
-Batch = dict[str, np.ndarray]
-READ_THREADS = 2
+__all__ = ["Batch", "BatchSource", "host_rows", "iterate", "pack_row", "packers", "with_split"]
+
+READ_THREADS = 1  # two wait for each other (Python's lock): half as many tokens a second, measured
 PREFETCHED_BATCHES = 8
 
 
 def pack_row(records: Sequence[TokenRecord], seq_len: int, pad: int, modality_of: np.ndarray) -> Batch:
-    """One row [seq_len] of whole sequences, one after another.
+    """One row [seq_len] of whole records, as `pack_rows` makes it."""
+    lengths = np.array([len(record.tokens) for record in records], np.int64)
+    starts = np.array([0, len(records)])
+    data = [record.to_bytes() for record in records]
+    batch = pack_rows(data, np.zeros_like(lengths), lengths, starts, seq_len, pad, modality_of)
+    return {name: rows[0] for name, rows in batch.items()}
 
-    tokens, targets (the next token of the same sequence), segment_ids (1, 2, …; 0 is padding), positions
-    (from 0 in every sequence), modality (of the target): int32. loss_weights: float32, 1 where the target is
-    trained. A sequence's last position has no target and no weight.
-    """
-    row = {name: np.zeros(seq_len, np.int32) for name in ("segment_ids", "positions", "modality")}
-    row["tokens"] = np.full(seq_len, pad, np.int32)
-    row["targets"] = np.full(seq_len, pad, np.int32)
-    row["loss_weights"] = np.zeros(seq_len, np.float32)
-    start = 0
-    for i, record in enumerate(records):
-        stop = start + len(record.tokens)
-        row["tokens"][start:stop] = record.tokens
-        row["targets"][start : stop - 1] = record.tokens[1:]
-        row["loss_weights"][start : stop - 1] = record.loss_mask()[1:]
-        row["segment_ids"][start:stop] = i + 1
-        row["positions"][start:stop] = np.arange(stop - start)
-        row["modality"][start : stop - 1] = modality_of[record.tokens[1:]]
-        start = stop
-    return row
+
+def packers(
+    store: Store,
+    history: Sequence[Stage],
+    *,
+    batch_size: int,
+    pack_rows: int,
+    seq_len: int,
+    seed: int,
+    long_records: str = "drop",
+) -> list[tuple[int, Packer]]:
+    """(first step, plan) of each stage. A stage's tasks go on in their epochs where the stages before left them."""
+    found: list[tuple[int, Packer]] = []
+    begin: dict[str, int] = {}
+    for stage in history:
+        if found:
+            step, before = found[-1]
+            begin |= before.positions((stage.step - step) * batch_size)
+        mixture = Mixture(store, stage.mixture, seed, seq_len, long_records, begin)
+        found.append((stage.step, Packer(mixture, pack_rows, seq_len, key(seed, stage.step))))
+    return found
 
 
 class BatchSource:
-    """Grain random-access source of batches: element s is rows `rows` of global batch s, arrays [len(rows), L]."""
+    """Grain random-access source of batches: element s is rows `rows` of global batch s, arrays [len(rows), L].
 
-    def __init__(self, packer: Packer, vocabulary: Vocabulary, batch_size: int, steps: int, rows: range | None = None):
-        self.packer, self.vocabulary, self.batch_size, self.steps = packer, vocabulary, batch_size, steps
+    `stages` are (first step, plan), in order, the first from step 0.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[tuple[int, Packer]],
+        vocabulary: Vocabulary,
+        batch_size: int,
+        steps: int,
+        rows: range | None = None,
+    ):
+        self.stages, self.vocabulary, self.batch_size, self.steps = list(stages), vocabulary, batch_size, steps
         self.rows = range(batch_size) if rows is None else rows
-        self._modality_of = vocabulary.modality_ids()
+        self._first_steps = [step for step, _ in self.stages]
+        self._modality_of = vocabulary.modality_ids().astype(np.int32)
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        readers = self.packer.mixture.readers
-        packed = []
-        for i in self.rows:
-            pairs = self.packer.row(int(step) * self.batch_size + i)
-            records = [readers[task][record] for task, record in pairs]
-            packed.append(pack_row(records, self.packer.seq_len, self.vocabulary.pad, self._modality_of))
-        return {name: np.stack([row[name] for row in packed]) for name in packed[0]}
+        first, packer = self.stages[bisect.bisect_right(self._first_steps, int(step)) - 1]
+        row = (int(step) - first) * self.batch_size + self.rows.start
+        items, starts = packer.plan(row, row + len(self.rows))
+        mixture = packer.mixture
+        data = [b""] * len(items)
+        for t in np.unique(items.task).tolist():
+            which = np.flatnonzero(items.task == t)
+            read = mixture.store.read(mixture.tasks[t], items.record[which])
+            for place, record in zip(which.tolist(), read, strict=True):
+                data[place] = record
+        pad = self.vocabulary.pad
+        return pack_rows(data, items.offset, items.length, starts, packer.seq_len, pad, self._modality_of)
 
     def __repr__(self) -> str:
         return f"rows {self.rows} of {self.steps} batches of {self.batch_size}"

@@ -1,102 +1,205 @@
-"""Which records share a row: chunks of draws, each packed into a fixed number of rows.
+"""Which records share a row: a plan made of lengths alone, of any row, without a walk to it.
 
-A chunk is `draws_per_chunk` consecutive draws of the mixture packed by first-fit decreasing into exactly
-`rows` rows. Both numbers are fixed for a run, so row g lies in chunk g // rows, whatever came before:
-a plan needs lengths only, never tokens, and no state is carried from one chunk to the next.
+Draws come in groups and each group fills a fixed number of rows, so row g lies in group g // rows whatever came
+before. Inside a group, windows of `train.pack_rows` rows are packed one after another by best-fit decreasing; what
+finds no room in a window comes first in the next. A group is so large that its draws' total hardly varies, and every
+window gets the same part of that total: that is where the fill comes from. Windows are planned when they are asked for.
 """
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import threading
 
 import numpy as np
+from jaxtyping import Int
 
 from anygpt_jax.data.mixture import Mixture
+from anygpt_jax.data.shuffle import hashes, key
 from anygpt_jax.errors import UserError
 
-CHECKED_DRAWS = 4096  # how many draws the choice of draws_per_chunk is tried on
-KEPT_PLANS = 4
-
-
-def first_fit_decreasing(lengths: np.ndarray, rows: int, seq_len: int) -> np.ndarray:
-    """int64[n]: the row of each item, longest placed first into the first row with room; -1 if none has."""
-    free = np.full(rows, seq_len, np.int64)
-    row_of = np.full(len(lengths), -1, np.int64)
-    for item in np.argsort(-lengths, kind="stable"):
-        row = int(np.argmax(free >= lengths[item]))
-        if free[row] >= lengths[item]:
-            row_of[item] = row
-            free[row] -= lengths[item]
-    return row_of
+PLAN_VERSION = 2  # of the whole way from a mixture to rows: another version packs other batches
+GROUP_DRAWS = 2**18  # at most, about
+MARGIN = 0.002  # of a group's capacity that its total may vary by, if so few draws are enough
+SIGMAS = 2.5
+LAST_WINDOW = 0.97  # of a window's part is given to a group's last one, which must place what the others could not
+TRIED_WINDOWS = 4
+KEPT_GROUPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class ChunkPlan:
-    """The (task, record) pairs of each row, and the draws that found no room."""
+class Items:
+    """Pieces of records, in the order of the rows they lie in."""
 
-    rows: tuple[tuple[tuple[int, int], ...], ...]
-    left_out: tuple[tuple[int, int], ...]
-    fill: float  # share of positions that hold a token
+    task: Int[np.ndarray, " n"]
+    record: Int[np.ndarray, " n"]
+    offset: Int[np.ndarray, " n"]  # of the piece in its record: 0 unless a long record is split
+    length: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def take(self, which: np.ndarray) -> Items:
+        return Items(self.task[which], self.record[which], self.offset[which], self.length[which])
+
+    @staticmethod
+    def join(parts: list[Items]) -> Items:
+        return Items(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Items)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Packed rows: row r holds items starts[r] … starts[r + 1] - 1."""
+
+    items: Items
+    starts: Int[np.ndarray, " rows+1"]
+
+
+def best_fit_decreasing(lengths: Int[np.ndarray, " n"], rows: int, seq_len: int) -> Int[np.ndarray, " n"]:
+    """int64[n]: the row of each item, longest placed first where the least room is left; -1 if there is no room."""
+    row_of = np.full(len(lengths), -1, np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    # (room, row) in one integer, sorted: the tightest row with room is found by bisection.
+    bits = rows.bit_length()
+    mask = (1 << bits) - 1
+    rooms = [(seq_len << bits) + row for row in range(rows)]
+    placed = []
+    for length in (lengths[order] << bits).tolist():
+        at = bisect.bisect_left(rooms, length)
+        if at == len(rooms):
+            placed.append(-1)
+            continue
+        room = rooms.pop(at)
+        placed.append(room & mask)
+        bisect.insort(rooms, room - length, 0, at)
+    row_of[order] = placed
+    return row_of
+
+
+class Group:
+    """The plan of one group, its windows planned in order as far as they have been asked for."""
+
+    def __init__(self, items: Items, windows: int, rows: int, seq_len: int, seed: int):
+        self._items, self._rows, self._seq_len, self._seed = items, rows, seq_len, seed
+        parts = np.ones(windows)
+        parts[-1] = LAST_WINDOW
+        total = np.cumsum(items.length)
+        wanted = np.cumsum(parts) / parts.sum() * (total[-1] if len(items) else 0)
+        self._ends = [*np.searchsorted(total, wanted[:-1]).tolist(), len(items)]
+        self._waiting = items.take(np.zeros(0, np.int64))
+        self._planned: list[Window] = []
+        self.left_out: Items | None = None  # known when the last window is planned
+
+    def window(self, w: int) -> Window:
+        while len(self._planned) <= w:
+            self._planned.append(self._pack(len(self._planned)))
+        return self._planned[w]
+
+    def _pack(self, w: int) -> Window:
+        new = np.arange(self._ends[w - 1] if w else 0, self._ends[w])
+        items = Items.join([self._waiting, self._items.take(new)])
+        row_of = best_fit_decreasing(items.length, self._rows, self._seq_len)
+        self._waiting = items.take(np.flatnonzero(row_of < 0))
+        if w == len(self._ends) - 1:
+            self.left_out = self._waiting
+        # Packing sorts by length; rows, and sequences in a row, are put back into a random order.
+        place = np.argsort(hashes(np.arange(self._rows), key(self._seed, w, "rows")), kind="stable")
+        row_of = np.where(row_of < 0, self._rows, place[row_of])
+        order = np.lexsort((hashes(np.arange(len(items)), key(self._seed, w, "items")), row_of))
+        starts = np.searchsorted(row_of[order], np.arange(self._rows + 1))
+        return Window(items.take(order[: starts[-1]]), starts)
 
 
 class Packer:
-    """Plans of chunks, the last few kept. Safe to share between threads."""
+    """Plans of rows, the last groups kept. Safe to share between threads. `rows` are those of a window."""
 
     def __init__(self, mixture: Mixture, rows: int, seq_len: int, seed: int):
         if rows < 1:
             raise UserError(f"train.pack_rows must be at least 1, not {rows}.")
-        self.mixture, self.rows, self.seq_len, self.seed = mixture, rows, seq_len, seed
-        self.draws_per_chunk = self._choose_draws()
-        self.left_out: dict[int, int] = {}  # chunk -> draws without room, of the chunks planned so far
-        self._plans: collections.OrderedDict[int, ChunkPlan] = collections.OrderedDict()
+        self.mixture, self.rows, self.seq_len, self._seed = mixture, rows, seq_len, seed
+        self.draws, self.windows = self._choose()
+        self.left_out: dict[int, int] = {}  # group -> draws without room, of the groups planned to their end
+        self._groups: collections.OrderedDict[int, Group] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def _choose_draws(self) -> int:
-        """The most draws a chunk can hold without leaving any out, in trials on the mixture's own draws.
+    @property
+    def group_rows(self) -> int:
+        return self.rows * self.windows
 
-        Starts one standard deviation under the rows' capacity and goes down half a percent at a time.
-        It depends on nothing but (cache, mixture, seed), so every host and every restart agrees.
+    def items(self, start: int, stop: int) -> Items:
+        """Draws start..stop-1 as what rows can hold: long records dropped or cut into pieces of a row's length."""
+        task, record = self.mixture.draws(start, stop)
+        length = self.mixture.lengths(task, record)
+        items = Items(task, record, np.zeros(len(task), np.int64), length)
+        if not self.mixture.split_long:
+            return items.take(np.flatnonzero(length <= self.seq_len))
+        pieces = -(-length // self.seq_len)
+        whole = items.take(np.repeat(np.arange(len(items)), pieces))
+        offset = (np.arange(len(whole)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * self.seq_len
+        return dataclasses.replace(whole, offset=offset, length=np.minimum(whole.length - offset, self.seq_len))
+
+    def _choose(self) -> tuple[int, int]:
+        """Draws and windows of a group. They depend on nothing but (cache, mixture, seed).
+
+        How full windows can be is tried on the first draws: from what best-fit leaves of too many draws, down by a
+        quarter of a percent until nothing is put off for long. A group then has as many draws as keep its total
+        below that, with `SIGMAS` standard deviations to spare.
         """
-        mean, std = self.mixture.moments(self.seq_len)
+        mean, std = self.mixture.moments()
         capacity = self.rows * self.seq_len
-        root = (-std + np.sqrt(std**2 + 4 * mean * capacity)) / (2 * mean)  # D·mean + √D·std = capacity
-        draws = max(1, int(root**2))
-        trials = int(np.clip(CHECKED_DRAWS // draws, 4, 64))
-        lengths = self.mixture.lengths(self.mixture.draws(0, draws * trials))
-        while draws > 1:
-            chunks = (lengths[i * draws : (i + 1) * draws] for i in range(trials))
-            if all((first_fit_decreasing(chunk, self.rows, self.seq_len) >= 0).all() for chunk in chunks):
+        windows = TRIED_WINDOWS
+        items = self.items(0, int(windows * capacity / mean) + windows)
+        total = np.cumsum(items.length)
+        placed = best_fit_decreasing(items.length[: np.searchsorted(total, capacity) + 1], self.rows, self.seq_len) >= 0
+        fill = min(1.0, float(items.length[: len(placed)][placed].sum()) / capacity + 0.01)
+        while fill > 1 / capacity:
+            tried = items.take(np.arange(np.searchsorted(total, fill * windows * capacity)))
+            group = Group(tried, windows, self.rows, self.seq_len, self._seed)
+            group.window(windows - 1)
+            if group.left_out is not None and not len(group.left_out):
                 break
-            draws = min(draws - 1, int(draws * 0.995))
-        return draws
+            fill -= max(0.0025, 0.01 * (1 - fill))
+        enough = (SIGMAS * std / (mean * MARGIN)) ** 2
+        count = max(1, round(min(enough, GROUP_DRAWS) * mean / capacity))
+        wanted = fill * count * capacity
+        root = (-SIGMAS * std + np.sqrt((SIGMAS * std) ** 2 + 4 * mean * wanted)) / (2 * mean)  # D·mean + z√D·std
+        return max(1, int(root**2)), count
 
-    def chunk(self, c: int) -> ChunkPlan:
+    def window(self, w: int) -> Window:
+        g, inside = divmod(w, self.windows)
         with self._lock:
-            if c not in self._plans:
-                self._plans[c] = self._plan(c)
-                if len(self._plans) > KEPT_PLANS:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(c)
-            return self._plans[c]
+            if g not in self._groups:
+                items = self.items(g * self.draws, (g + 1) * self.draws)
+                self._groups[g] = Group(items, self.windows, self.rows, self.seq_len, key(self._seed, g))
+                if len(self._groups) > KEPT_GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(g)
+            found = self._groups[g].window(inside)
+            left_out = self._groups[g].left_out
+            if left_out is not None:
+                self.left_out[g] = len(left_out)
+            return found
 
-    def _plan(self, c: int) -> ChunkPlan:
-        draws = self.mixture.draws(c * self.draws_per_chunk, (c + 1) * self.draws_per_chunk)
-        lengths = self.mixture.lengths(draws)
-        row_of = first_fit_decreasing(lengths, self.rows, self.seq_len)
-        # Packing sorts by length; rows, and sequences in a row, are put back into a random order.
-        shuffled = np.random.default_rng((self.seed, c))
-        new_place = shuffled.permutation(self.rows)
-        rows: list[list[tuple[int, int]]] = [[] for _ in range(self.rows)]
-        for item in shuffled.permutation(len(draws)):
-            if row_of[item] >= 0:
-                rows[new_place[row_of[item]]].append(draws[item])
-        left_out = tuple(draws[i] for i in np.flatnonzero(row_of < 0))
-        self.left_out[c] = len(left_out)
-        fill = float(lengths[row_of >= 0].sum() / (self.rows * self.seq_len))
-        return ChunkPlan(tuple(tuple(row) for row in rows), left_out, fill)
+    def fill(self, w: int) -> float:
+        """Share of a window's positions that hold a token."""
+        return float(self.window(w).items.length.sum() / (self.rows * self.seq_len))
 
-    def row(self, g: int) -> tuple[tuple[int, int], ...]:
-        """The (task, record) pairs of global row g."""
-        return self.chunk(g // self.rows).rows[g % self.rows]
+    def plan(self, start: int, stop: int) -> tuple[Items, Int[np.ndarray, " stop-start+1"]]:
+        """The items of rows start..stop-1, and where each row's begin among them."""
+        parts, starts, held = [], [np.zeros(1, np.int64)], 0
+        while start < stop:
+            w, first = divmod(start, self.rows)
+            last = min(self.rows, first + stop - start)
+            window = self.window(w)
+            bounds = window.starts[first : last + 1]
+            parts.append(window.items.take(np.arange(bounds[0], bounds[-1])))
+            starts.append(bounds[1:] - bounds[0] + held)
+            held += len(parts[-1])
+            start += last - first
+        return Items.join(parts), np.concatenate(starts)
+
+    def positions(self, rows: int) -> dict[str, int]:
+        """At which position of its epochs each task is when the group of row `rows` - 1 is over."""
+        return self.mixture.positions(-(-rows // self.group_rows) * self.draws)

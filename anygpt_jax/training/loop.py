@@ -11,7 +11,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from anygpt_jax.cache import Manifest, load_vocabulary, write_atomically
-from anygpt_jax.data.loader import Batch, BatchSource, iterate, with_split
-from anygpt_jax.data.mixture import Mixture
-from anygpt_jax.data.packing import Packer
+from anygpt_jax.data.history import Stage, describe, extended, recorded, to_json
+from anygpt_jax.data.loader import Batch, BatchSource, iterate, packers, with_split
+from anygpt_jax.data.packing import PLAN_VERSION
+from anygpt_jax.data.store import Store
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.sharding import make_mesh
@@ -113,22 +114,38 @@ def batches(
     program: Program,
     vocabulary: Vocabulary,
     split: str,
-    weights: dict[str, float],
+    history: Sequence[Stage],
     steps: int,
 ) -> BatchSource:
-    """The batches of a split. Records too long for a row are listed in logs/."""
-    train, cache = config.train, pathlib.Path(config.workdir) / "cache"
-    mixture = Mixture(cache, weights, split, config.seed, train.seq_len)
-    if mixture.too_long:
+    """The batches of a split. How many records are too long for a row, and which, is in logs/."""
+    train = config.train
+    rule = train.get("long_records") or "drop"
+    store = Store(pathlib.Path(config.workdir) / "cache", split)
+    stages = packers(
+        store,
+        history,
+        batch_size=train.batch_size,
+        pack_rows=train.pack_rows,
+        seq_len=train.seq_len,
+        seed=config.seed,
+        long_records=rule,
+    )
+    too_long = {task: scan for _, packer in stages for task, scan in packer.mixture.too_long.items()}
+    if too_long:
         listed = pathlib.Path(config.workdir) / "logs" / f"too_long.{split}.jsonl"
-        lines = (json.dumps({"task": r.task, "index": r.index, "length": r.length}) for r in mixture.too_long)
-        write_atomically(listed, "".join(line + "\n" for line in lines).encode())
-        many = "%d records are longer than train.seq_len=%d and are left out: see %s"
-        log.warning(many, len(mixture.too_long), train.seq_len, listed)
-    packer = Packer(mixture, train.pack_rows, train.seq_len, config.seed)
-    filled = 100 * packer.chunk(0).fill
-    log.info("%s: %d draws a chunk of %d rows, %.1f %% filled", split, packer.draws_per_chunk, packer.rows, filled)
-    return BatchSource(packer, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
+        lines = (
+            {"task": task, "rule": rule, "records": scan.too_long, "of": scan.records, "tokens": scan.too_long_tokens,
+             "longest": scan.longest, "first": scan.first_too_long}
+            for task, scan in sorted(too_long.items())
+        )  # fmt: skip
+        write_atomically(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        many = "%d records are longer than train.seq_len=%d (train.long_records=%s): see %s"
+        log.warning(many, sum(scan.too_long for scan in too_long.values()), train.seq_len, rule, listed)
+    for stage, (_, packer) in zip(history, stages, strict=True):
+        planned = "%s: mixture %s; %d draws fill %d rows, the first %d of them to %.1f %%"
+        filled = 100 * packer.fill(0)
+        log.info(planned, split, describe(stage), packer.draws, packer.group_rows, packer.rows, filled)
+    return BatchSource(stages, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
 
 
 def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> int | None:
@@ -154,12 +171,27 @@ def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vo
             f"The checkpoints in {checkpoints.directory} were made with another model ({', '.join(changed)} differ); "
             "use another workdir or the config they were made with."
         )
-    for part in () if converted else ("mixture", "train", "seed"):
+    if not converted and then.get("plan_version", 1) != PLAN_VERSION:
+        log.warning("Batches are packed by another plan than the checkpoint's: the run goes on, but on other batches.")
+    for part in () if converted else ("train", "seed"):
         if then.get(part) != now[part]:
             log.warning(
                 "config.%s is not what the checkpoint was made with: the run goes on, but not as it would have.", part
             )
     return step
+
+
+def run_history(
+    checkpoints: Checkpoints, config: ml_collections.ConfigDict, start: int | None
+) -> tuple[ml_collections.ConfigDict, tuple[Stage, ...]]:
+    """The mixtures from step 0 on, and the config as checkpoints keep it: with them and the plan's version inside."""
+    known: tuple[Stage, ...] = ()
+    if start is not None and checkpoints.has_optimizer(start):
+        known = recorded(checkpoints.description(start)[0])
+    history = extended(known, config, start or 0)
+    kept = ml_collections.ConfigDict(config.to_dict())
+    kept.mixture_history, kept.plan_version = to_json(history), PLAN_VERSION
+    return kept, history
 
 
 def evaluate(program: Program, params: Any, source: BatchSource, modalities: tuple[str, ...]) -> dict[str, Any]:
@@ -194,8 +226,10 @@ def run(config: ml_collections.ConfigDict) -> None:
     modalities = ("text", *vocabulary.modalities)
     checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
     start, of_checkpoint = None, []
+    history: tuple[Stage, ...] = ()
     try:
         start = resume_point(checkpoints, config, vocabulary)
+        kept_config, history = run_history(checkpoints, config, start)
     except UserError as e:
         of_checkpoint.append(str(e))
     refuse(config_problems(config, vocabulary, jax.device_count()) + of_checkpoint)
@@ -204,11 +238,13 @@ def run(config: ml_collections.ConfigDict) -> None:
         log.info("Training is done: step %d of %d is in %s.", start, train.steps, checkpoints.directory)
         return checkpoints.close()
     program = train_step.build(model, train, make_mesh(config.mesh), len(modalities))
-    source = batches(config, program, vocabulary, "train", dict(config.mixture), train.steps)
-    weights = with_split(Manifest.load(workdir / "cache").tasks, dict(config.mixture), "validation")
+    source = batches(config, program, vocabulary, "train", history, train.steps)
+    mixture = history[-1].mixture
+    weights = with_split(Manifest.load(workdir / "cache").tasks, mixture.weights, "validation")
     held_out = None
     if train.eval_every and weights:
-        held_out = batches(config, program, vocabulary, "validation", weights, train.eval_batches)
+        last_mixture = (Stage(0, dataclasses.replace(mixture, weights=weights)),)
+        held_out = batches(config, program, vocabulary, "validation", last_mixture, train.eval_batches)
     log.info("%s parameters on mesh %s", f"{program.parameters:,}", dict(program.mesh.shape))
     log.info(
         "MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)", *peak_flops(program.mesh.size)
@@ -259,13 +295,13 @@ def run(config: ml_collections.ConfigDict) -> None:
                     parts = {name: round(loss, 3) for name, loss in values["loss_by_modality"].items()}
                     log.info("validation  loss %.4f %s", values["loss"], parts)
                 if last or done % train.save_every == 0:
-                    checkpoints.save(done, state, config, vocabulary)
+                    checkpoints.save(done, state, kept_config, vocabulary)
             if last:
                 break
             before = time.perf_counter()
     if stop.signal is not None and done < train.steps:
         log.info("Stopped by signal %d; step %d is saved. Run the same command to go on.", stop.signal, done)
         sys.exit(128 + stop.signal)
-    left_out = sum(source.packer.left_out.values())
+    left_out = sum(sum(packer.left_out.values()) for _, packer in source.stages)
     if left_out:
-        log.warning("%d draws found no room in their chunk and were left out (they come again next epoch).", left_out)
+        log.warning("%d draws found no room in their group and were left out (they come again next epoch).", left_out)
