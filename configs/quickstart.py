@@ -43,10 +43,11 @@ def full() -> ml_collections.ConfigDict:
         "documents", "dialogues",
         "speech_to_image", "image_to_speech", "speech_to_music", "music_to_speech", "image_to_music", "music_to_image",
     )  # fmt: skip
-    t.shards = 4  # of every task and split; small splits have fewer
+    t.shards = 4  # of every task and split; small splits have fewer. 0: one a file of the source, so that data can grow
     t.modules = ()  # modules that register further tasks
     t.batch_size = 32  # media a call of a codec
     t.max_tokens = 512  # a longer record is rejected: it would not fit into train.seq_len
+    t.max_reject_share = 0.1  # more rejects than this stop the job
     t.runner = "FnApiRunner"
     t.runner_options = ()  # passed to Beam as they are
 
@@ -57,6 +58,11 @@ def full() -> ml_collections.ConfigDict:
             "music_to_text": 0.04, "text_to_music": 0.05, "documents": 0.02, "dialogues": 0.04,
         }
     )  # fmt: skip
+
+    c.mixture_by = "weights"  # or "examples": as many as each task has
+    c.mixture_temperature = 1.0  # flattens the shares: share^(1/temperature)
+    # A run that goes on with another mixture says from which step.
+    c.mixture_from_step = ml_collections.config_dict.placeholder(int)
 
     c.model = m = ml_collections.ConfigDict()
     m.d_model = 128
@@ -97,6 +103,7 @@ def full() -> ml_collections.ConfigDict:
     t.save_every = 500
     t.keep_checkpoints = 2
     t.pack_rows = 256  # rows that are planned together by the packer
+    t.long_records = "drop"  # or split: records longer than seq_len, counted in logs/too_long.SPLIT.jsonl
 
     # Sampling, by the modality that is being written.
     c.generate = g = ml_collections.ConfigDict()

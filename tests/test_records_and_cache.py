@@ -1,3 +1,4 @@
+import collections
 import json
 
 import numpy as np
@@ -64,7 +65,8 @@ def build(root, rows=(5, 3)):
     shards = []
     for i, n in enumerate(rows):
         items = [record(f"{i}-{j}", [i] * (j + 1)) for j in range(n)]
-        shards.append(cache.write_shard(root, f"task/train/{i:05d}-of-{len(rows):05d}", items, [("bad", "truncated")]))
+        ledger = cache.Ledger(n + 3, [("bad", "cut at 17 of 40")], collections.Counter({"length": 2}))
+        shards.append(cache.write_shard(root, f"task/train/{i:05d}-of-{len(rows):05d}", items, ledger))
     manifest = cache.Manifest("v", "t", {"image": "f"}, {"task": {"train": shards}})
     manifest.save(root)
     return manifest
@@ -105,7 +107,7 @@ def test_a_failing_writer_leaves_nothing_that_looks_whole(tmp_path):
 def test_rejects_are_listed(tmp_path):
     build(tmp_path)
     lines = (tmp_path / "task/train/00000-of-00002.rejects.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"key": "bad", "reason": "truncated"}]
+    assert [json.loads(line) for line in lines] == [{"key": "bad", "reason": "cut at 17 of 40"}]
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_world
 
+from anygpt_jax.cache import Ledger
 from anygpt_jax.tasks.encoding import Encoder, Example
 from anygpt_jax.tasks.shards import vocabulary_of
 from anygpt_jax.templates import Formatter
@@ -25,8 +26,10 @@ def pair(key, modality, content, text=b"a red fox"):
 
 
 def run(encoder, examples):
-    rejects = []
-    return list(encoder.records(examples, "image_to_text", rejects)), dict(rejects)
+    ledger = Ledger()
+    records = list(encoder.records(examples, "image_to_text", ledger))
+    assert ledger.inputs == len(examples) == len(records) + ledger.filtered.total() + len(ledger.rejects)
+    return records, dict(ledger.rejects)
 
 
 def test_a_record_holds_the_codes_of_its_media(encoder):
@@ -77,7 +80,7 @@ def test_the_same_media_is_encoded_once(encoder):
     tiny_world.ImageCodec.encoded = 0
     png = tiny_world.png("red", 7)
     for task in ("image_to_text", "text_to_image"):
-        list(encoder.records([pair(f"{task} {i}", "image", png) for i in range(20)], task, []))
+        list(encoder.records([pair(f"{task} {i}", "image", png) for i in range(20)], task, Ledger()))
     assert tiny_world.ImageCodec.encoded == 1
 
 

@@ -221,7 +221,7 @@ def test_bad_inputs_are_listed_and_the_rest_goes_on(tmp_path, capsys):
 
 def test_a_task_of_which_nothing_is_left_is_an_error(tmp_path):
     tiny_world.build(tmp_path, {"train": 4}, mend=lambda e: {**e, "image": b"?"} if "image" in e else e)
-    with pytest.raises(UserError, match=r"All \d+ examples of image_to_text were rejected, 'images/.* whole image"):
+    with pytest.raises(UserError, match=r"All \d+ examples of image_to_text were rejected, .* whole image"):
         tokenize.run(world(None, tmp_path, tasks=PAIR), ARGS)
     assert not (tmp_path / "cache" / "manifest.json").exists()
 

@@ -60,10 +60,11 @@ def stable_order(key: str, salt: str = "") -> int:
 
 
 def read_split(task_name: str, split: str) -> Iterator[Example]:
-    """Every example of one split of a registered task, in the data's order."""
+    """Every example of one split of a registered task that its rules keep, in the data's order."""
     task = seqio.get_mixture_or_task(task_name)
     for fields in task.get_dataset(None, split=split, shuffle=False).as_numpy_iterator():
-        yield Example.from_numpy(task, fields)
+        if not fields.get("filtered"):
+            yield Example.from_numpy(task, fields)
 
 
 def read_examples(task_name: str, split: str) -> list[Example]:

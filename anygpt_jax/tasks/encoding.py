@@ -6,17 +6,20 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from anygpt_jax.cache import Ledger
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.records import TokenRecord
 from anygpt_jax.templates import TEXT, Formatter, Segment
 
 CHUNK = 8  # batches of examples that are looked at together, so that media of like length share a batch
+FAILED = "!"  # begins `Example.filtered` if a step of the task failed on the example: it is rejected
 REMEMBERED = 50_000  # media whose codes a process keeps: both directions of a pair encode them once
 
 
@@ -29,16 +32,23 @@ class Example:
     content: tuple[bytes, ...]
     role: tuple[str, ...]
     loss: tuple[bool, ...]
+    filtered: str = ""  # the rule that refused it; FAILED and a reason if a step of its task failed on it
 
     @classmethod
     def from_numpy(cls, fields: Mapping[str, Any]) -> Example:
         return cls(
-            fields["key"].decode(),
-            tuple(m.decode() for m in fields["modality"]),
+            _name(fields["key"]),
+            tuple(_name(m) for m in fields["modality"]),
             tuple(bytes(c) for c in fields["content"]),
-            tuple(r.decode() for r in fields["role"]),
+            tuple(_name(r) for r in fields["role"]),
             tuple(bool(x) for x in fields["loss"]),
+            _name(fields.get("filtered", b"")),
         )
+
+
+def _name(data: bytes) -> str:
+    """Keys come from outside too: one that is not UTF-8 must not stop the job."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 class Reject(Exception):
@@ -46,7 +56,8 @@ class Reject(Exception):
 
 
 def reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no reason given"
+    """One line, the same in every process: addresses of objects, which Pillow's messages hold, are left out."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split())) or "no reason given"
     return text if isinstance(error, UserError | Reject) else f"{type(error).__name__}: {text}"
 
 
@@ -68,21 +79,27 @@ class Encoder:
         # (modality, SHA-256 of the encoded media) -> codes, or why there are none
         self._codes: collections.OrderedDict[tuple[str, bytes], np.ndarray | Reject] = collections.OrderedDict()
 
-    def records(
-        self, examples: Iterable[Example], source: str, rejects: list[tuple[str, str]]
-    ) -> Iterator[TokenRecord]:
-        """A record for every good example, in order; the key and reason of every bad one go to `rejects`."""
+    def records(self, examples: Iterable[Example], source: str, ledger: Ledger) -> Iterator[TokenRecord]:
+        """A record for every good example, in order; what becomes of every other one goes to `ledger`."""
         for chunk in _chunks(examples, CHUNK * self._batch_size):
-            self._encode_media(chunk)
+            ledger.inputs += len(chunk)
+            self._encode_media([example for example in chunk if not example.filtered])
             for example in chunk:
+                if example.filtered and not example.filtered.startswith(FAILED):
+                    ledger.filtered[example.filtered] += 1
+                    continue
                 try:
-                    yield self._record(example, source)
+                    record = self._record(example, source)
                 except Exception as e:  # any failure of one input is that input's own
-                    rejects.append((example.key, reason(e)))
+                    ledger.rejects.append((example.key, reason(e)))
+                else:
+                    yield record
             while len(self._codes) > REMEMBERED:
                 self._codes.popitem(last=False)
 
     def _record(self, example: Example, source: str) -> TokenRecord:
+        if example.filtered:
+            raise Reject(example.filtered.removeprefix(FAILED))
         segments = [
             Segment(modality, self._content(modality, content), role, loss)
             for modality, content, role, loss in zip(
@@ -111,7 +128,7 @@ class Encoder:
         """Fills the codes of every medium that is not known yet."""
         wanted: dict[str, dict[tuple[str, bytes], bytes]] = collections.defaultdict(dict)
         for example in examples:
-            for modality, content in zip(example.modality, example.content, strict=True):
+            for modality, content in zip(example.modality, example.content, strict=False):
                 if modality in self._tokenizers:
                     address = _address(modality, content)
                     if address in self._codes:
@@ -135,6 +152,8 @@ class Encoder:
         for batch in _chunks(loaded, self._batch_size):
             try:
                 encoded: Sequence[np.ndarray | Reject] = tokenizer.encode([medium for _, medium in batch])
+                if len(encoded) != len(batch):
+                    raise ValueError(f"{len(batch)} media gave {len(encoded)} sequences of codes")
             except Exception:  # find the culprit: its neighbours are encoded one by one
                 encoded = [_encode_alone(tokenizer, medium) for _, medium in batch]
             for (address, _), sequence in zip(batch, encoded, strict=True):
@@ -168,5 +187,8 @@ def _checked(tokenizer: ModalityTokenizer, codes: np.ndarray | Reject) -> np.nda
     """What the grammar calls undecodable would train the model to write it."""
     if isinstance(codes, Reject):
         return codes
-    problem = tokenizer.grammar.problem(codes)
+    try:
+        problem = tokenizer.grammar.problem(codes)
+    except Exception as e:
+        return Reject(reason(e))
     return Reject(f"{tokenizer.name}: {problem}") if problem else codes

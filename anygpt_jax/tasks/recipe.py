@@ -1,13 +1,29 @@
-"""Hashes of everything that decides a shard's bytes: a shard is reused only under the same recipe."""
+"""Hashes of everything that decides a shard's bytes: a shard is reused only under the same recipe.
+
+A recipe is written "part:hash part:hash …", so that two of them say what has changed:
+
+    format      of the cache's files
+    tokenizers  vocabulary, text tokenizer and codecs
+    task        the task's steps, rules and their settings; instructions, templates and the layout of records
+    limit       the longest record in tokens
+    data        the files of the source that the shard is made of
+
+Code is compared by what it does: comments, docstrings and layout do not count. What a step's module imports is not
+looked at.
+"""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+import types
+from collections.abc import Mapping, Sequence
 
 import seqio
 
@@ -16,6 +32,7 @@ from anygpt_jax.cache import FORMAT_VERSION, WRITER_OPTIONS
 from anygpt_jax.tasks import instructions
 
 SAMPLE = 1 << 16  # bytes hashed at either end of a data file: reading terabytes twice is not an option
+SHOWN = 32  # hexadecimal digits of a part's hash
 
 
 def digest(*parts: object) -> str:
@@ -31,45 +48,108 @@ def _file_fingerprint(path: pathlib.Path, size: int, modified: int) -> str:
     return digest(path.name, size, hashlib.sha256(ends).hexdigest())
 
 
-def data_fingerprint(task: seqio.Task, split: str) -> str:
-    """The names, sizes and ends of the files a split is read from; for a generator, its source code."""
+def file_fingerprint(file: str) -> str:
+    """Of a file's name, size and ends; of what is not a file, its name."""
+    path = pathlib.Path(file)
+    if not path.is_file():
+        return str(file)
+    stat = path.stat()
+    return _file_fingerprint(path, stat.st_size, stat.st_mtime_ns)
+
+
+def data_fingerprint(task: seqio.Task, files: Sequence[str], split: str) -> str:
+    """Of the files that are read; for a generator and for sources of other packages, their code and settings too.
+
+    A source with a method `fingerprint(split) -> str` knows best what its settings are, and is asked.
+    """
     source = task.source
-    parts: list[str] = [type(source).__name__]
-    for shard in source.list_shards(split):
-        path = pathlib.Path(shard)
-        if path.is_file():
-            stat = path.stat()
-            parts.append(_file_fingerprint(path, stat.st_size, stat.st_mtime_ns))
-        else:
-            parts.append(str(shard))
-    if isinstance(source, seqio.FunctionDataSource):
-        parts.append(_code(source._dataset_fn))
+    parts: list[str] = [type(source).__name__, *map(file_fingerprint, files)]
+    if callable(own := getattr(source, "fingerprint", None)):
+        parts.append(own(split))
+    elif isinstance(source, seqio.FunctionDataSource):
+        parts.append(_value(source._dataset_fn))
+    elif not type(source).__module__.startswith("seqio."):
+        parts.append(digest(_module_code(type(source)), _value(vars(source))))
     return digest(parts)
 
 
-def _code(step: Callable) -> str:
-    """The text of the module that defines a function, and its bound arguments, functions among them."""
-    bound: list[object] = []
-    while isinstance(step, functools.partial):
-        bound.append([*step.args, sorted(step.keywords.items())])
-        step = step.func
-    module = inspect.getmodule(step)
-    arguments = json.dumps(bound, default=lambda value: _code(value) if callable(value) else repr(value))
-    return digest(getattr(step, "__qualname__", ""), inspect.getsource(module) if module else repr(step), arguments)
+@functools.cache
+def _logic(source: str) -> str:
+    """Python code without comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _module_code(thing: object) -> str:
+    module = inspect.getmodule(thing)
+    try:
+        return _logic(inspect.getsource(module)) if module else repr(thing)
+    except (OSError, TypeError):  # no source: built in, or typed at a prompt
+        return getattr(module, "__name__", "")
+
+
+def _value(value: object, within: tuple[int, ...] = ()) -> str:
+    """A setting, as text that is the same in every process. Functions and settings classes count with their code.
+
+    `within` are the ids of the objects that it is a part of, some of which it may refer to.
+    """
+    if id(value) in within:
+        return "itself"
+    within = (*within, id(value))
+
+    def of(*parts: object) -> str:
+        return digest(type(value).__qualname__, [_value(part, within) for part in parts])
+
+    if isinstance(value, functools.partial):
+        return of(value.func, value.args, value.keywords)
+    if isinstance(value, types.MethodType):
+        return of(value.__func__, value.__self__)
+    if isinstance(value, types.FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return digest(value.__qualname__, _module_code(value), of(enclosed, value.__defaults__, value.__kwdefaults__))
+    if isinstance(value, Mapping):
+        return digest("map", sorted((_value(k, within), _value(v, within)) for k, v in value.items()))
+    if isinstance(value, set | frozenset):
+        return digest("set", sorted(_value(v, within) for v in value))
+    if isinstance(value, list | tuple):
+        return digest("list", [_value(v, within) for v in value])
+    if isinstance(value, str | pathlib.Path):
+        path = pathlib.Path(value)
+        return path.name if path.is_absolute() else str(value)  # data that moved is the same data
+    if (dataclasses.is_dataclass(value) or callable(value)) and not isinstance(value, type):
+        return digest(_module_code(type(value)), of(getattr(value, "__dict__", {})))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def task_definition(task: seqio.Task) -> str:
     """A task's preprocessors and the text they are made with: instructions, templates, layout of a record."""
-    written = [inspect.getsource(module) for module in (instructions, templates, records)]
-    return digest(task.name, [_code(step) for step in task.preprocessors], written)
+    written = [_module_code(module) for module in (instructions, templates, records)]
+    return digest(task.name, [_value(step) for step in task.preprocessors], written)
 
 
 def shard_recipe(
-    task: seqio.Task, split: str, shards: int, vocabulary: str, text: str, tokenizers: Mapping[str, str], limit: int
+    *, task: str, data: str, place: Sequence[object], vocabulary: str, text: str, codecs: Mapping[str, str], limit: int
 ) -> str:
-    """`vocabulary`, `text` and `tokenizers` are fingerprints; `limit` is the longest record in tokens."""
-    data = data_fingerprint(task, split)
-    return digest(
-        FORMAT_VERSION, WRITER_OPTIONS, task_definition(task), data, split, shards, vocabulary, text,
-        dict(tokenizers), limit,
-    )  # fmt: skip
+    """`task` is a definition, `data` a fingerprint; `place` tells the shards of the same data apart."""
+    parts = {
+        "format": digest(FORMAT_VERSION, WRITER_OPTIONS),
+        "tokenizers": digest(vocabulary, text, dict(codecs)),
+        "task": task,
+        "limit": digest(limit),
+        "data": digest(data, place),
+    }
+    return " ".join(f"{name}:{value[:SHOWN]}" for name, value in parts.items())
+
+
+def changed_parts(before: str, after: str) -> list[str]:
+    """The names of the parts in which two recipes differ; "format" for a recipe of an older program."""
+    old = dict(part.split(":", 1) for part in before.split() if ":" in part)
+    new = dict(part.split(":", 1) for part in after.split())
+    if old.keys() != new.keys() or old["format"] != new["format"]:
+        return ["format"]
+    return [name for name in new if old[name] != new[name]]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import ml_collections
 import seqio
 import tensorflow as tf
 
-from anygpt_jax.cache import finished_shard, write_shard
+from anygpt_jax.cache import Ledger, finished_shard, write_shard
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
-from anygpt_jax.tasks import registry
+from anygpt_jax.tasks import accounts, registry
 from anygpt_jax.tasks.encoding import Encoder, Example
 from anygpt_jax.templates import Formatter
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
@@ -38,7 +38,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class TaskShard:
-    """One file of the cache: its stem (TASK/SPLIT/00000-of-00004) and the recipe of its bytes."""
+    """One file of the cache: its stem (TASK/SPLIT/00000-of-00004, or of its source file) and the recipe of its bytes."""
 
     task: str
     stem: str
@@ -56,6 +56,16 @@ class Work:
     index: int
     count: int
     shards: tuple[TaskShard, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every shard of the cache, grouped as the workers will make them."""
+
+    works: tuple[Work, ...]
+
+    def shards(self) -> list[tuple[Work, TaskShard]]:
+        return [(work, shard) for work in self.works for shard in work.shards]
 
 
 def vocabulary_of(text: TextTokenizer, tokenizers: Mapping[str, ModalityTokenizer]) -> Vocabulary:
@@ -103,12 +113,31 @@ def read_examples(task: str, split: str, index: int, count: int) -> Iterator[Exa
 
 
 def tokenize_shards(job: Job, work: Work) -> None:
-    """Writes every shard of the cache that this element stands for, except those an earlier run finished."""
+    """Writes every shard of the cache that this element stands for, except those an earlier run finished.
+
+    Raises UserError if more than `tokenize.max_reject_share` of what this process has seen of a split is rejected.
+    """
     _register(job)
     for shard in work.shards:
         if finished_shard(job.cache, shard.stem, shard.recipe):
             continue
-        rejects: list[tuple[str, str]] = []
+        ledger, tally = Ledger(), _tally(job, f"{shard.task}/{work.split}")
         examples = read_examples(shard.task, work.split, work.index, work.count)
-        records = _encoder(job).records(examples, shard.task, rejects)
-        write_shard(job.cache, shard.stem, records, rejects, shard.recipe)
+        watched = _watched(examples, ledger, tally, accounts.max_reject_share(job.settings))
+        write_shard(job.cache, shard.stem, _encoder(job).records(watched, shard.task, ledger), ledger, shard.recipe)
+        tally.add(ledger)
+        tally.check(Ledger(), accounts.max_reject_share(job.settings))
+
+
+@functools.cache
+def _tally(job: Job, source: str) -> accounts.Tally:
+    """What this process has seen of a task's split in the shards that it finished."""
+    return accounts.Tally(source)
+
+
+def _watched(examples: Iterable[Example], ledger: Ledger, tally: accounts.Tally, most: float) -> Iterator[Example]:
+    """The same examples; now and then it looks whether too many of them are rejected."""
+    for i, example in enumerate(examples):
+        if i and i % accounts.LEAST_INPUTS == 0:
+            tally.check(ledger, most)
+        yield example

@@ -1,10 +1,14 @@
-"""`anygpt tokenize`: plan the shards, run the Beam job, write the manifest last."""
+"""`anygpt tokenize`: plan the shards, run the Beam job, write the manifest last.
+
+The unit of work is a shard. With `tokenize.shards=N` every split is dealt out to at most N shards; when its data
+changes, all of them are made again. With `tokenize.shards=0` each file of a source is a shard of its own, named after
+the file and its contents: files that are added later add shards, and no other shard is read or written again.
+"""
 
 from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import json
 import logging
 import os
@@ -12,7 +16,6 @@ import pathlib
 import re
 import threading
 import time
-from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: it reports missing GPUs
 
@@ -25,8 +28,8 @@ from anygpt_jax.embedded import settings
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.text import TextTokenizer
-from anygpt_jax.tasks import recipe, registry
-from anygpt_jax.tasks.shards import Job, TaskShard, Work, vocabulary_of
+from anygpt_jax.tasks import accounts, recipe, registry, resume
+from anygpt_jax.tasks.shards import Job, Plan, TaskShard, Work, vocabulary_of
 from anygpt_jax.vocabulary import Vocabulary
 
 SMALLEST_SHARD = 256  # examples: opening a source costs more than tokenizing a few
@@ -34,16 +37,9 @@ SMALLEST_SHARD = 256  # examples: opening a source costs more than tokenizing a 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="PATH", help="write the counts of every task and split to this file")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Every shard of the cache, grouped as the workers will make them."""
-
-    works: tuple[Work, ...]
-
-    def shards(self) -> list[tuple[Work, TaskShard]]:
-        return [(work, shard) for work in self.works for shard in work.shards]
+    parser.add_argument(
+        "--remake", action="store_true", help="replace shards that other definitions of tasks have made"
+    )
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
@@ -55,26 +51,30 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     text, tokenizers = TextTokenizer.load(), base.of_config(config)
     vocabulary = vocabulary_of(text, tokenizers)
     fingerprints = {name: t.fingerprint for name, t in tokenizers.items()}
-    _require_same_tokenizers(cache, vocabulary, fingerprints)
-
     plan = make_plan(config, vocabulary, text, fingerprints)
-    unfinished = _unfinished(cache, plan)
-    if unfinished.works:
-        # From here until the end the cache is not whole, and must not be taken for it.
-        (cache / "manifest.json").unlink(missing_ok=True)
-        write_atomically(cache / "vocabulary.json", (vocabulary.to_json() + "\n").encode())
-        _sweep(cache, plan)
-        _run_pipeline(Job(config.to_json(), str(cache)), unfinished, config.tokenize)
-        if make_plan(config, vocabulary, text, fingerprints) != plan:
-            raise UserError(f"The data of {cache} changed while it was tokenized; run the same command again.")
-    manifest = _manifest(cache, plan, vocabulary, text, fingerprints)
-    _require_records(cache, manifest)
-    manifest.save(cache)
-    summary = _summary(cache, manifest)
-    _print(summary, cache, len(unfinished.shards()), time.monotonic() - started)
+    with resume.locked(cache):
+        resume.require_same_tokenizers(cache, vocabulary, fingerprints)
+        resume.require_same_recipes(cache, plan, getattr(args, "remake", False))
+        resume.sweep(cache, plan)
+        unfinished = resume.unfinished(cache, plan)
+        listed = (vocabulary.to_json() + "\n").encode()
+        if not (cache / "vocabulary.json").is_file() or (cache / "vocabulary.json").read_bytes() != listed:
+            write_atomically(cache / "vocabulary.json", listed)
+        if unfinished.works:
+            # From here until the end the cache is not whole, and must not be taken for it.
+            (cache / "manifest.json").unlink(missing_ok=True)
+            _run_pipeline(Job(config.to_json(), str(cache)), unfinished, config.tokenize)
+            if make_plan(config, vocabulary, text, fingerprints) != plan:
+                raise UserError(f"The data of {cache} changed while it was tokenized; run the same command again.")
+        manifest = _manifest(cache, plan, vocabulary, text, fingerprints)
+        counted = accounts.summary(manifest)
+        accounts.require_few_rejects(manifest, accounts.max_reject_share(config))
+        manifest.save(cache)
+    print(accounts.table(counted))
+    seconds = time.monotonic() - started
+    print(f"{len(unfinished.shards())} shards made in {seconds:.0f} s; the token cache is {cache}")
     if getattr(args, "json", None):
-        report = {"seconds": time.monotonic() - started, "tasks": summary}
-        pathlib.Path(args.json).write_text(json.dumps(report, indent=1))
+        pathlib.Path(args.json).write_text(json.dumps({"seconds": seconds, "tasks": counted}, indent=1))
 
 
 def _quieten() -> None:
@@ -83,48 +83,58 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _require_same_tokenizers(cache: pathlib.Path, vocabulary: Vocabulary, fingerprints: dict[str, str]) -> None:
-    """A cache is of one vocabulary and one set of codecs; a checkpoint may already depend on them."""
-    remedy = "name another --workdir, or delete that folder to tokenize again"
-    if (cache / "vocabulary.json").is_file():
-        made_with = Vocabulary.load(cache / "vocabulary.json")
-        if made_with.fingerprint != vocabulary.fingerprint:
-            raise UserError(
-                f"{cache} was made with vocabulary {made_with.fingerprint[:12]}, but this config and its tokenizers "
-                f"give {vocabulary.fingerprint[:12]}; {remedy}."
-            )
-    try:
-        made_by = Manifest.load(cache).tokenizers
-    except UserError:  # absent, damaged or of an older format: the shards speak for themselves
-        return
-    changed = [name for name in made_by if made_by[name] != fingerprints.get(name)]
-    if changed:
-        raise UserError(f"{cache} was made by other weights of the {', '.join(changed)} tokenizer; {remedy}.")
-
-
 def make_plan(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, text: TextTokenizer, fingerprints: dict[str, str]
 ) -> Plan:
     """Shards of every task and split, those that read the same files together. Tasks must be registered."""
-    groups: dict[tuple[str, int, tuple[str, ...]], list[tuple[str, str]]] = collections.defaultdict(list)
+    groups: dict[tuple[str, int, tuple[str, ...]], list[list[TaskShard]]] = collections.defaultdict(list)
     for name in config.tokenize.tasks:
         task = seqio.get_mixture_or_task(name)
+        definition = recipe.task_definition(task)
         for split in task.splits:
             files = _files(task, split, config)
-            examples = task.num_input_examples(split)
-            count = config.tokenize.shards
-            if examples is not None:
-                count = max(1, min(count, examples // SMALLEST_SHARD))
-            made = recipe.shard_recipe(
-                task, split, count, vocabulary.fingerprint, text.fingerprint, fingerprints, config.tokenize.max_tokens
-            )
-            groups[split, count, files].append((name, made))
+            shards = []
+            for stem, read, place in _units(task, split, files, config.tokenize.shards):
+                made = recipe.shard_recipe(
+                    task=definition,
+                    data=recipe.data_fingerprint(task, read, split),
+                    place=place,
+                    vocabulary=vocabulary.fingerprint,
+                    text=text.fingerprint,
+                    codecs=fingerprints,
+                    limit=config.tokenize.max_tokens,
+                )
+                shards.append(TaskShard(name, f"{name}/{split}/{stem}", made))
+            groups[split, len(shards), files].append(shards)
     works = []
     for (split, count, _), tasks in groups.items():
-        for index in range(count):
-            stems = [(name, f"{name}/{split}/{index:05d}-of-{count:05d}", made) for name, made in tasks]
-            works.append(Work(split, index, count, tuple(TaskShard(*stem) for stem in stems)))
+        works += [Work(split, i, count, tuple(shards[i] for shards in tasks)) for i in range(count)]
     return Plan(tuple(works))
+
+
+def _units(
+    task: seqio.Task, split: str, files: tuple[str, ...], shards: int
+) -> list[tuple[str, tuple[str, ...], tuple[object, ...]]]:
+    """Of every shard: the end of its stem, the files that it is made of, and its place among shards of the same files.
+
+    `shards` is config.tokenize.shards. SeqIO gives the i-th of n shards the i-th of n files.
+    """
+    if shards:
+        examples = task.num_input_examples(split)
+        count = shards if examples is None else max(1, min(shards, examples // SMALLEST_SHARD))
+        return [(f"{i:05d}-of-{count:05d}", files, (split, count)) for i in range(count)]
+    # What a source lists beside files says how they are read: that is known from its settings.
+    real = [file for file in files if pathlib.Path(file).is_file()]
+    if not real:
+        return [("all", files, (split,))]
+    units: list[tuple[str, tuple[str, ...], tuple[object, ...]]] = []
+    taken = collections.Counter[str]()
+    for file in real:
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", pathlib.Path(file).name)[:100]
+        stem = f"{name}-{recipe.digest(recipe.file_fingerprint(file))[:12]}"
+        units.append((f"{stem}-{taken[stem]}" if taken[stem] else stem, (file,), (split,)))
+        taken[stem] += 1
+    return units
 
 
 def _files(task: seqio.Task, split: str, config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -143,28 +153,6 @@ def _files(task: seqio.Task, split: str, config: ml_collections.ConfigDict) -> t
         raise UserError(
             f"No data for {task.name} under {settings.data_dir(config)}; run `anygpt build-data` first."
         ) from e
-
-
-def _unfinished(cache: pathlib.Path, plan: Plan) -> Plan:
-    """What is still to do. Entries of damaged shards and of other recipes are taken away."""
-    works = []
-    for work in plan.works:
-        todo = tuple(s for s in work.shards if finished_shard(cache, s.stem, s.recipe) is None)
-        for shard in todo:
-            (cache / f"{shard.stem}.json").unlink(missing_ok=True)
-        if todo:
-            works.append(dataclasses.replace(work, shards=todo))
-    return Plan(tuple(works))
-
-
-def _sweep(cache: pathlib.Path, plan: Plan) -> None:
-    """Removes what a killed run left half-written, and shards of another shard count."""
-    planned = {shard.stem for _, shard in plan.shards()}
-    for folder in {(cache / stem).parent for stem in planned}:
-        for path in folder.glob("*") if folder.is_dir() else ():
-            stem = f"{folder.parent.name}/{folder.name}/{path.name.split('.')[0]}"
-            if ".tmp-" in path.name or stem not in planned:
-                path.unlink()
 
 
 def _run_pipeline(job: Job, todo: Plan, options: ml_collections.ConfigDict) -> None:
@@ -220,52 +208,12 @@ def _manifest(
         if shard is None:
             raise UserError(f"{cache / planned.stem} was not written or was damaged since; run the same command again.")
         tasks.setdefault(planned.task, {}).setdefault(work.split, []).append(shard)
-    return Manifest(vocabulary.fingerprint, text.fingerprint, fingerprints, tasks)
-
-
-def _rejects(cache: pathlib.Path, shards: Sequence[Shard]) -> list[dict[str, str]]:
-    lines = [line for s in shards if s.rejects for line in (cache / s.rejects_path).read_text().splitlines()]
-    return [json.loads(line) for line in lines]
-
-
-def _require_records(cache: pathlib.Path, manifest: Manifest) -> None:
-    for task, splits in manifest.tasks.items():
-        shards = [shard for of_split in splits.values() for shard in of_split]
-        rejects = _rejects(cache, shards)
-        if rejects and not any(shard.records for shard in shards):
-            raise UserError(
-                f"All {len(rejects)} examples of {task} were rejected, '{rejects[0]['key']}' because "
-                f"{rejects[0]['reason']}; mend the data, or take the task out of config.tokenize.tasks."
-            )
-
-
-def _summary(cache: pathlib.Path, manifest: Manifest) -> dict[str, dict[str, dict]]:
-    """task -> split -> counts, and the reasons of rejects by how often they occur."""
-    return {
-        task: {
-            split: {
-                "records": sum(s.records for s in shards),
-                "tokens": sum(s.tokens for s in shards),
-                "rejects": sum(s.rejects for s in shards),
-                "reasons": dict(collections.Counter(r["reason"] for r in _rejects(cache, shards)).most_common(5)),
-            }
-            for split, shards in splits.items()
+    sources = {
+        name: {
+            split: examples
+            for split in splits
+            if (examples := seqio.get_mixture_or_task(name).num_input_examples(split)) is not None
         }
-        for task, splits in manifest.tasks.items()
+        for name, splits in tasks.items()
     }
-
-
-def _print(summary: dict[str, dict[str, dict]], cache: pathlib.Path, made: int, seconds: float) -> None:
-    print(f"{'task':<18}{'split':<16}{'records':>9}{'tokens':>12}{'rejects':>9}")
-    total = collections.Counter[str]()
-    for task, splits in summary.items():
-        for split, counts in splits.items():
-            numbers = {name: counts[name] for name in ("records", "tokens", "rejects")}
-            total.update(numbers)
-            print(f"{task:<18}{split:<16}{numbers['records']:>9,}{numbers['tokens']:>12,}{numbers['rejects']:>9,}")
-            for why, times in counts["reasons"].items():
-                print(f"    rejected {times}: {why}")
-    print(
-        f"{'in all':<34}{total['records']:>9,}{total['tokens']:>12,}{total['rejects']:>9,}\n"
-        f"{made} shards made in {seconds:.0f} s; the token cache is {cache}"
-    )
+    return Manifest(vocabulary.fingerprint, text.fingerprint, fingerprints, tasks, sources=sources)
