@@ -20,8 +20,12 @@ def config(tmp_path_factory):
     return config
 
 
-def examples(task, split):
+def marked_examples(task, split):
     return list(seqio.get_mixture_or_task(task).get_dataset(split=split, shuffle=False).as_numpy_iterator())
+
+
+def examples(task, split):
+    return [example for example in marked_examples(task, split) if not example["filtered"]]
 
 
 def test_a_pair_is_instruction_source_and_trained_target(config):
@@ -47,6 +51,9 @@ def test_formant_voices_are_heard_but_not_imitated(config):
     assert len(examples("speech_to_text", "train")) == 12
     voices = [json.loads(e["attributes"])["voice"] for e in examples("text_to_speech", "train")]
     assert voices == ["ada"] * 9
+    refused = [e for e in marked_examples("text_to_speech", "train") if e["filtered"]]
+    assert [e["filtered"] for e in refused] == [b"in_a_voice_to_imitate"] * 3
+    assert all(json.loads(e["attributes"])["voice"] != "ada" for e in refused)
 
 
 @pytest.mark.parametrize(
