@@ -11,7 +11,7 @@ from flax import nnx
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.interop.tokenizers.dac import KIND
-from anygpt_jax.modalities.codecs import chunked, dac, weights
+from anygpt_jax.modalities.codecs import chunked, dac, snake, weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -280,6 +280,6 @@ def test_piece_by_piece_is_as_the_whole():
 def test_sin_squared():
     x = np.concatenate([np.linspace(-9, 9, 20_001), np.linspace(-1000, 1000, 20_001)]).astype(np.float32)
     expected = np.sin(x.astype(np.float64)) ** 2
-    np.testing.assert_allclose(jax.jit(dac.sin_squared)(x), expected, atol=2e-7)
-    slope = jax.vmap(jax.grad(dac.sin_squared))(x[::101])
+    np.testing.assert_allclose(jax.jit(snake.sin_squared)(x), expected, atol=2e-7)
+    slope = jax.vmap(jax.grad(snake.sin_squared))(x[::101])
     np.testing.assert_allclose(slope, np.sin(2 * x[::101].astype(np.float64)), atol=2e-6)

@@ -23,6 +23,7 @@ from anygpt_jax.modalities.codecs import quantize, weights
 from anygpt_jax.modalities.codecs.chunked import Context
 from anygpt_jax.modalities.codecs.conv1d import Conv, ConvTransposed, zero_beyond
 from anygpt_jax.modalities.codecs.melcodec import Codebook
+from anygpt_jax.modalities.codecs.snake import snake
 
 DILATIONS = (1, 3, 9)  # of a block's residual units
 KERNEL = 7  # taps of a residual unit's first convolution, and of the first and last layer on sound
@@ -47,31 +48,14 @@ def build(settings: Mapping[str, Any]) -> Dac:
     return Dac(DacSettings(**{**settings, "ratios": tuple(settings["ratios"])}), rngs=weights.rngs())
 
 
-def sin_squared(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """sin²(x), computed in float32: exact to 2e-7 for |x| up to 1000, past which x itself is no longer precise.
-
-    It is most of what a Snake costs: XLA's sine takes 14 ns a value on a CPU core, this 1 ns.
-    """
-    x32 = x.astype(jnp.float32)
-    turns = jnp.round(x32 * (1 / math.pi))
-    # π in two parts, of which the first has so few bits that its product is exact.
-    r = (x32 - turns * 3.140625) - turns * (math.pi - 3.140625)
-    s = r * r
-    # sin(r) / r on |r| ≤ π/2: the polynomial of this degree in r² whose largest error, 4e-9, is smallest.
-    series = 0.008332899771630764 + s * (-0.00019800897280219942 + s * 2.590488293208182e-06)
-    sine = r * (1.0 + s * (-0.16666647791862488 + s * series))
-    return jnp.square(sine).astype(x.dtype)
-
-
 class Snake(nnx.Module):
-    """x + sin²(αx) / α, one α a channel (Ziyin et al. 2020, eq. 3); 1e-9 keeps α = 0 finite."""
+    """`snake` with one α a channel."""
 
     def __init__(self, width: int):
         self.alpha = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
-        alpha = self.alpha[...]
-        return x + sin_squared(alpha * x) * (1 / (alpha + 1e-9))
+        return snake(x, self.alpha[...])
 
 
 class ResidualUnit(nnx.Module):

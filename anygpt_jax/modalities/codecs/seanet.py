@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from anygpt_jax.modalities.codecs.chunked import Context
 from anygpt_jax.modalities.codecs.conv1d import Conv, ConvTransposed
 from anygpt_jax.modalities.codecs.lstm import Lstm
+from anygpt_jax.modalities.codecs.snake import snake
 
 ACTIVATIONS = ("elu", "snake")
 # Frames on both sides of a window for a bidirectional LSTM, whose states cannot be carried.
@@ -51,23 +52,6 @@ class SeanetSettings:
             raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
         if self.bidirectional and not self.lstm_layers:
             raise ValueError("a bidirectional LSTM has at least one layer")
-
-
-# sin²(πr) / r² as a polynomial of r², highest power first: a least-squares fit at Chebyshev nodes of 0 ≤ r² ≤ 1/4.
-SINE_SQUARED = (0.741980135, -3.91307759, 13.2066107, -30.1217537, 42.7283859, -32.469696, 9.86960411)
-
-
-def snake(x: Float[Array, "*N C"], alpha: Float[Array, " C"]) -> Float[Array, "*N C"]:
-    """x + sin²(αx) / α (Ziyin et al. 2020, eq. 3); 1e-9 keeps α = 0 finite.
-
-    sin² has period π; within one it is a polynomial, 2e-7 off at most, several times as fast as a sine.
-    """
-    periods = alpha * x * (1 / math.pi)
-    square = jnp.square(periods - jnp.round(periods))
-    polynomial = jnp.full_like(square, SINE_SQUARED[0])
-    for coefficient in SINE_SQUARED[1:]:
-        polynomial = polynomial * square + coefficient
-    return x + square * polynomial / (alpha + 1e-9)
 
 
 class Activation(nnx.Module):
