@@ -52,6 +52,7 @@ CONVERT = ["gguf>=0.19", "tokenizers"]
 DEV = [
     "accelerate",  # Transformers reads GGUF with it
     "diffusers>=0.42",
+    "distributed",  # a Dask cluster, for the tokenization job's test on Beam's runner for it
     "einops",  # SpeechTokenizer's one dependency at inference
     "hypothesis",
     "mypy",

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import codec_world
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,22 +52,10 @@ def shapes(state):
     return {name: tuple(t.shape) for name, t in state.items()}
 
 
-def converted(state, config) -> dac.Dac:
-    state = {name: t.detach().float().numpy() for name, t in state.items()}
-    settings = KIND.settings(config, shapes(state))
-    chosen = {path: rule.choose(state) for path, rule in KIND.layout(settings).items()}
-    used = [name for alternative in chosen.values() for name in alternative.names]
-    assert sorted(used) == sorted(state)
-    tensors = {path: a.make(*(state[n] for n in a.names)) for path, a in chosen.items()}
-    module = weights.fill(lambda: KIND.build(settings), tensors)
-    assert sorted(tensors) == sorted(weights.flatten(module))
-    return module
-
-
 @functools.cache
 def pair(ratios):
     model = reference(ratios)
-    return model, converted(model.state_dict(), model.config.to_dict())
+    return model, codec_world.converted(KIND, model.state_dict(), model.config.to_dict())
 
 
 @nnx.jit
@@ -186,7 +175,7 @@ def original_names(state, blocks):
 def test_reads_every_published_naming():
     model = reference((2, 4))
     config = model.config.to_dict()
-    folded = weights.flatten(converted(model.state_dict(), config))
+    folded = weights.flatten(codec_world.converted(KIND, model.state_dict(), config))
     renamed = original_names(model.state_dict(), 2)
     assert {
         "encoder.block.1.block.0.block.0.alpha",
@@ -200,7 +189,7 @@ def test_reads_every_published_naming():
         for name, t in normed.items()
     }
     for state in (renamed, normed, old, original_names(old, 2)):
-        for path, array in weights.flatten(converted(state, config)).items():
+        for path, array in weights.flatten(codec_world.converted(KIND, state, config)).items():
             np.testing.assert_allclose(array, folded[path], rtol=2e-6, atol=1e-7, err_msg=path)
 
 

@@ -5,6 +5,7 @@ import functools
 import math
 import re
 
+import codec_world
 import jax
 import numpy as np
 import pytest
@@ -63,24 +64,12 @@ def shapes(state):
     return {name: t.shape for name, t in state.items()}
 
 
-def converted(kind, state, config) -> encodec.Encodec:
-    """By way of the layout; every official tensor must be used or ignored, and every one of ours made."""
-    settings = kind.settings(config, shapes(state))
-    chosen = {path: rule.choose(state) for path, rule in kind.layout(settings).items()}
-    used = {name for alternative in chosen.values() for name in alternative.names}
-    assert {n for n in state if not any(re.fullmatch(p, n) for p in kind.ignored)} == used
-    tensors = {path: a.make(*(state[n] for n in a.names)) for path, a in chosen.items()}
-    module = weights.fill(lambda: kind.build(settings), tensors)
-    assert sorted(tensors) == sorted(weights.flatten(module))
-    return module
-
-
 @functools.cache
 def pair(name):
     config = EncodecConfig(**{**TINY, **CONFIGS[name]})
     model = EncodecModel(config).eval()
     randomize(model, lambda: model.encoder(torch.from_numpy(noise(0, 1, 1, 400))))
-    return model, converted(KIND, numpy_state(model), config.to_dict())
+    return model, codec_world.converted(KIND, numpy_state(model), config.to_dict())
 
 
 @nnx.jit
@@ -227,7 +216,7 @@ def test_every_published_naming_gives_the_same_network(name):
     assert "decoder.model.3.convtr.convtr.weight_g" in named_originally
     assert "decoder.model.4.block.1.conv.conv.bias" in named_originally
     for other in (old_weight_norm(state), folded, named_originally):
-        found = weights.flatten(converted(KIND, other, config))
+        found = weights.flatten(codec_world.converted(KIND, other, config))
         for path, tensor in expected.items():
             np.testing.assert_allclose(found[path], tensor, rtol=0, atol=1e-6, err_msg=path)
 

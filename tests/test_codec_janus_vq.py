@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import codec_world
 import jax
 import numpy as np
 import pytest
@@ -54,13 +55,6 @@ def shapes(tensors):
     return {name: tuple(x.shape) for name, x in tensors.items()}
 
 
-def converted(tensors, **changes):
-    settings = official.KIND.settings({}, shapes(tensors)) | changes
-    chosen = {path: rule.choose(tensors) for path, rule in official.KIND.layout(settings).items()}
-    ours = {path: how.make(*[tensors[n].float().numpy() for n in how.names]) for path, how in chosen.items()}
-    return weights.fill(lambda: official.KIND.build(settings), ours)
-
-
 @pytest.fixture(autouse=True)
 def _precise():
     with jax.default_matmul_precision("highest"):
@@ -87,7 +81,7 @@ def clear_codes(latents, codebook):
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 28)])
 def test_codes_and_latents_are_those_of_transformers(reference, tensors, height, width):
     pixels = pixels_of(3, height, width)
-    model = converted(tensors, normalize_on_encode=False)
+    model = codec_world.converted(official.KIND, tensors, {}, normalize_on_encode=False)
     encoded = reference.encode(pixels)
     theirs = channels_last(reference.quant_conv(encoded.last_hidden_state))
     close(jax.jit(model.latents)(channels_last(pixels)), theirs)
@@ -108,7 +102,11 @@ def test_normalized_codes_are_nearest_on_the_sphere(reference, tensors):
     latents, codebook = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (latents, codebook))
     expected, clear = clear_codes(latents, codebook)
     codes, plain = (
-        np.asarray(jax.jit(converted(tensors, normalize_on_encode=normalize).encode)(channels_last(pixels)))
+        np.asarray(
+            jax.jit(codec_world.converted(official.KIND, tensors, {}, normalize_on_encode=normalize).encode)(
+                channels_last(pixels)
+            )
+        )
         for normalize in (True, False)
     )
     assert clear.mean() > 0.9
@@ -119,7 +117,7 @@ def test_normalized_codes_are_nearest_on_the_sphere(reference, tensors):
 @torch.no_grad()
 def test_decoded_pixels_are_those_of_transformers(reference, tensors):
     codes = torch.randint(CONFIG["num_embeddings"], (3, 16), generator=torch.Generator().manual_seed(2))
-    model = converted(tensors)
+    model = codec_world.converted(official.KIND, tensors, {})
     decode = jax.jit(model.decode)
     pixels = decode(codes.numpy())
     assert pixels.shape == (3, 16, 16, 3)
@@ -128,7 +126,7 @@ def test_decoded_pixels_are_those_of_transformers(reference, tensors):
 
 
 def test_sides_that_do_not_fit_are_refused(tensors):
-    model = converted(tensors)
+    model = codec_world.converted(official.KIND, tensors, {})
     with pytest.raises(ValueError, match="multiples of 4"):
         model.encode(np.zeros((1, 16, 18, 3), np.float32))
     with pytest.raises(ValueError, match="12 codes"):
@@ -137,7 +135,7 @@ def test_sides_that_do_not_fit_are_refused(tensors):
 
 def test_every_official_tensor_is_used(tensors):
     layout = official.KIND.layout(official.KIND.settings({}, shapes(tensors)))
-    assert layout.keys() == weights.flatten(converted(tensors)).keys()
+    assert layout.keys() == weights.flatten(codec_world.converted(official.KIND, tensors, {})).keys()
     used = {n for rule in layout.values() for n in rule.choose(tensors).names}
     assert used == tensors.keys()
     for lost in used:

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import codec_world
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,24 +56,10 @@ def reference(**changes) -> transformers.MimiModel:
     return model
 
 
-def converted(state, config) -> mimi.Mimi:
-    state = {name: t.detach().float().numpy() for name, t in state.items()}
-    settings = KIND.settings(config, {name: t.shape for name, t in state.items()})
-    chosen = {path: rule.choose(state) for path, rule in KIND.layout(settings).items()}
-    used = {name for alternative in chosen.values() for name in alternative.names}
-    left = state.keys() - used
-    assert all(any(re.fullmatch(p, name) for p in KIND.ignored) for name in left)
-    assert len(left) == 5  # the codebooks' flags
-    tensors = {path: a.make(*(state[n] for n in a.names)) for path, a in chosen.items()}
-    module = weights.fill(lambda: KIND.build(settings), tensors)
-    assert sorted(tensors) == sorted(weights.flatten(module))
-    return module
-
-
 @functools.cache
 def pair():
     model = reference()
-    return model, converted(model.state_dict(), model.config.to_dict())
+    return model, codec_world.converted(KIND, model.state_dict(), model.config.to_dict())
 
 
 @nnx.jit
@@ -214,7 +201,7 @@ def test_reads_every_published_naming(tmp_path):
     }
     expected = weights.flatten(ours)
     for state in (hub, kyutai, newer):
-        for path, array in weights.flatten(converted(state, model.config.to_dict())).items():
+        for path, array in weights.flatten(codec_world.converted(KIND, state, model.config.to_dict())).items():
             np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 

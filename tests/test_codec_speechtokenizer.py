@@ -8,6 +8,7 @@ import re
 import sys
 import types
 
+import codec_world
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ import torch
 from flax import nnx
 from test_codec_encodec import (
     clear,
-    converted,
     decode,
     encode,
     in_a_row,
@@ -67,7 +67,7 @@ def pair(activation):
     config = {**TINY, "activation": activation}
     model = reference(config)
     randomize(model, lambda: model.encoder(torch.from_numpy(noise(0, 1, 1, 400))))
-    return model, converted(KIND, numpy_state(model), config)
+    return model, codec_world.converted(KIND, numpy_state(model), config)
 
 
 @pytest.mark.parametrize("activation", ["ELU", "Snake"])

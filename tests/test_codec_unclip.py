@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import codec_world
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.interop.tokenizers import convert
+from anygpt_jax.interop.tokenizers import convert, rules
 from anygpt_jax.interop.tokenizers import unclip as official
 from anygpt_jax.modalities.codecs import resnet2d, unclip, weights
 from anygpt_jax.modalities.codecs.autoencoder import AutoencoderSettings, Encoder
@@ -57,12 +58,6 @@ class World:
 
 def official_tensors(parts):
     return {prefix + name: x for prefix, part in parts.items() for name, x in part.state_dict().items()}
-
-
-def converted(layout, build, tensors):
-    chosen = {path: rule.choose(tensors) for path, rule in layout.items()}
-    ours = {path: how.make(*[tensors[n].float().numpy() for n in how.names]) for path, how in chosen.items()}
-    return weights.fill(build, ours)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +113,7 @@ def world():
     }  # fmt: skip
     settings = official.KIND.settings(config, {name: tuple(x.shape) for name, x in tensors.items()})
     with jax.default_matmul_precision("highest"):
-        model = converted(official.KIND.layout(settings), lambda: official.KIND.build(settings), tensors)
+        model = codec_world.filled(lambda: official.KIND.build(settings), official.KIND.layout(settings), tensors)
     return World(pipeline, text, tensors, settings, model)
 
 
@@ -172,7 +167,7 @@ def test_autoencoder(world):
             return tuple(n.replace("vae.decoder.", "vae.encoder.") for n in official._names(path))
         return (f"vae.encoder.{path.replace('shortcut', 'conv_shortcut')}",)
 
-    encoder = converted(official.mirrored(nnx.eval_shape(build), names), build, world.tensors)
+    encoder = codec_world.filled(build, rules.mirrored(nnx.eval_shape(build), names), world.tensors)
     pixels = torch.randn(BATCH, 3, 12, 20, generator=generator)
     close(jax.jit(lambda x: encoder(x))(channels_last(pixels)), channels_last(world.pipeline.vae.encoder(pixels)))
 
@@ -186,8 +181,8 @@ def test_text_encoder(activation):
     )  # fmt: skip
     theirs = randomized(transformers.CLIPTextModel(config), 3)
     settings = ClipTextSettings(50, 9, 16, 3, 4, 24, activation)
-    ours = converted(
-        official.text_layout(settings, ""), lambda: ClipText(settings, rngs=nnx.Rngs(0)), theirs.state_dict()
+    ours = codec_world.filled(
+        lambda: ClipText(settings, rngs=nnx.Rngs(0)), official.text_layout(settings, ""), theirs.state_dict()
     )
     for length in (9, 4):
         ids = torch.randint(50, (3, length), generator=torch.Generator().manual_seed(length))
@@ -294,7 +289,7 @@ def test_older_names_of_the_same_tensors(world):
         old[name.replace("text_encoder.", "text_encoder.text_model.")] = x
     assert old.keys() != world.tensors.keys()
     layout = official.KIND.layout(world.settings)
-    model = converted(layout, lambda: official.KIND.build(world.settings), old)
+    model = codec_world.filled(lambda: official.KIND.build(world.settings), layout, old)
     found, expected = weights.flatten(model), weights.flatten(world.model)
     assert found.keys() == expected.keys()
     for path, array in expected.items():

@@ -1,10 +1,13 @@
 """Examples to records, without TensorFlow or Beam: what is encoded, what is rejected, and why."""
 
+import threading
+
 import numpy as np
 import pytest
 import tiny_world
 
 from anygpt_jax.cache import Ledger
+from anygpt_jax.tasks import encoding
 from anygpt_jax.tasks.encoding import Encoder, Example
 from anygpt_jax.tasks.shards import vocabulary_of
 from anygpt_jax.templates import Formatter
@@ -93,3 +96,27 @@ def test_order_and_batches_do_not_change_a_record(encoder):
     for a, b in zip(together, backwards[::-1], strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         assert a.spans == b.spans
+
+
+def test_the_next_media_are_decoded_while_these_are_encoded(encoder, monkeypatch):
+    """`encode` waits here until a picture of the next chunk has been decoded: without a thread it waits in vain."""
+    codec, chunk = encoder._tokenizers["image"], encoding.CHUNK * 4
+    decoded, reached = [], threading.Event()
+    load, encode = codec.load, codec.encode
+
+    def counted(data):
+        decoded.append(data)
+        if len(decoded) > chunk:
+            reached.set()
+        return load(data)
+
+    def waiting(media):
+        assert reached.wait(30)
+        return encode(media)
+
+    monkeypatch.setattr(codec, "load", counted)
+    monkeypatch.setattr(codec, "encode", waiting)
+    examples = [pair(str(i), "image", tiny_world.png("green", i)) for i in range(chunk + 1)]
+    records, rejects = run(encoder, examples)
+    assert not rejects and [r.key for r in records] == [e.key for e in examples]
+    assert len(decoded) == len(set(decoded)) == len(examples)

@@ -12,6 +12,7 @@ import threading
 import time
 
 import apache_beam as beam
+import distributed
 import pytest
 import tiny_world
 from apache_beam.options.pipeline_options import PortableOptions
@@ -251,13 +252,13 @@ def test_a_job_service_and_external_worker_processes(undisturbed, job_service, d
 
 @pytest.mark.slow
 def test_dask(undisturbed, data, tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed")
     monkeypatch.syspath_prepend(str(tmp_path))  # its workers take over this process' path as it is now
     with contextlib.closing(distributed.LocalCluster(n_workers=2, threads_per_worker=2)) as cluster:
         options = (f"--dask_client_address={cluster.scheduler_address}",)
         files, loads = tokenize_with(
             "apache_beam.runners.dask.dask_runner.DaskRunner", options, data, tmp_path, monkeypatch
         )
+        distributed.default_client().close()  # Beam's runner leaves it open
     assert files == undisturbed
     assert all(of_process == ONCE for of_process in loads.values())
     assert len(loads) > 1

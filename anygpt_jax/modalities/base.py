@@ -94,7 +94,10 @@ class ModalityTokenizer(Protocol):
     grammar: Grammar
 
     def load(self, data: bytes) -> Any:
-        """Encoded media (PNG, WAV, FLAC, …) → this modality's canonical media; UserError if it is bad."""
+        """Encoded media (PNG, WAV, FLAC, …) → this modality's canonical media; UserError if it is bad.
+
+        The tokenization job calls this in a thread of its own while `encode` runs.
+        """
         ...
 
     def save(self, media: Any) -> bytes:

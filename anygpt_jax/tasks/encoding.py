@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from anygpt_jax.templates import TEXT, Formatter, Segment
 CHUNK = 8  # batches of examples that are looked at together, so that media of like length share a batch
 FAILED = "!"  # begins `Example.filtered` if a step of the task failed on the example: it is rejected
 REMEMBERED = 50_000  # media whose codes a process keeps: both directions of a pair encode them once
+
+
+Address = tuple[str, bytes]  # modality, SHA-256 of the encoded media
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +81,16 @@ class Encoder:
         self._formatter = formatter
         self._batch_size = batch_size
         self._max_tokens = max_tokens
-        # (modality, SHA-256 of the encoded media) -> codes, or why there are none
-        self._codes: collections.OrderedDict[tuple[str, bytes], np.ndarray | Reject] = collections.OrderedDict()
+        # codes, or why there are none
+        self._codes: collections.OrderedDict[Address, np.ndarray | Reject] = collections.OrderedDict()
 
     def records(self, examples: Iterable[Example], source: str, ledger: Ledger) -> Iterator[TokenRecord]:
         """A record for every good example, in order; what becomes of every other one goes to `ledger`."""
-        for chunk in _chunks(examples, CHUNK * self._batch_size):
+        chunks = _chunks(examples, CHUNK * self._batch_size)
+        # Reading and decoding go on in a thread while the tokenizers encode: an accelerator does not wait for them.
+        for chunk, loaded in _one_ahead((chunk, self._load(chunk)) for chunk in chunks):
             ledger.inputs += len(chunk)
-            self._encode_media([example for example in chunk if not example.filtered])
+            self._encode_media(chunk, loaded)
             for example in chunk:
                 if example.filtered and not example.filtered.startswith(FAILED):
                     ledger.filtered[example.filtered] += 1
@@ -124,30 +131,41 @@ class Encoder:
             raise codes
         return codes
 
-    def _encode_media(self, examples: Sequence[Example]) -> None:
-        """Fills the codes of every medium that is not known yet."""
-        wanted: dict[str, dict[tuple[str, bytes], bytes]] = collections.defaultdict(dict)
-        for example in examples:
-            for modality, content in zip(example.modality, example.content, strict=False):
-                if modality in self._tokenizers:
-                    address = _address(modality, content)
-                    if address in self._codes:
-                        self._codes.move_to_end(address)
-                    else:
-                        wanted[modality][address] = content
+    def _media(self, chunk: Sequence[Example]) -> dict[Address, bytes]:
+        """The encoded media of a chunk that are to be tokenized."""
+        return {
+            _address(modality, content): content
+            for example in chunk
+            if not example.filtered
+            for modality, content in zip(example.modality, example.content, strict=False)
+            if modality in self._tokenizers
+        }
+
+    def _load(self, chunk: Sequence[Example]) -> dict[Address, Any]:
+        """The media of a chunk whose codes are not known yet, decoded; a Reject for those that cannot be."""
+        return {a: self._decoded(a, content) for a, content in self._media(chunk).items() if a not in self._codes}
+
+    def _decoded(self, address: Address, content: bytes) -> Any:
+        try:
+            return self._tokenizers[address[0]].load(content)
+        except Exception as e:
+            return Reject(reason(e))
+
+    def _encode_media(self, chunk: Sequence[Example], loaded: Mapping[Address, Any]) -> None:
+        """Fills the codes of every medium that is not known yet. `loaded` was made while the chunk before was encoded."""
+        wanted: dict[str, dict[Address, Any]] = collections.defaultdict(dict)
+        for address, content in self._media(chunk).items():
+            if address in self._codes:
+                self._codes.move_to_end(address)
+            else:
+                medium = loaded[address] if address in loaded else self._decoded(address, content)
+                wanted[address[0]][address] = medium
         for modality, media in wanted.items():
             self._codes.update(self._encode(self._tokenizers[modality], media))
 
-    def _encode(
-        self, tokenizer: ModalityTokenizer, media: Mapping[tuple[str, bytes], bytes]
-    ) -> dict[tuple[str, bytes], np.ndarray | Reject]:
-        codes: dict[tuple[str, bytes], np.ndarray | Reject] = {}
-        loaded: list[tuple[tuple[str, bytes], Any]] = []
-        for address, content in media.items():
-            try:
-                loaded.append((address, tokenizer.load(content)))
-            except Exception as e:
-                codes[address] = Reject(reason(e))
+    def _encode(self, tokenizer: ModalityTokenizer, media: Mapping[Address, Any]) -> dict[Address, np.ndarray | Reject]:
+        codes: dict[Address, np.ndarray | Reject] = {a: m for a, m in media.items() if isinstance(m, Reject)}
+        loaded = [(address, medium) for address, medium in media.items() if address not in codes]
         loaded.sort(key=lambda item: _size(item[1]))
         for batch in _chunks(loaded, self._batch_size):
             try:
@@ -161,13 +179,22 @@ class Encoder:
         return codes
 
 
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; while one is used, the next is being made in a thread."""
+    with concurrent.futures.ThreadPoolExecutor(1, "decode") as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
+
+
 def _chunks(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
 
 
-def _address(modality: str, content: bytes) -> tuple[str, bytes]:
+def _address(modality: str, content: bytes) -> Address:
     return modality, hashlib.sha256(content).digest()
 
 

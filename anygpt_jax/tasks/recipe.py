@@ -67,9 +67,9 @@ def data_fingerprint(task: seqio.Task, files: Sequence[str], split: str) -> str:
     if callable(own := getattr(source, "fingerprint", None)):
         parts.append(own(split))
     elif isinstance(source, seqio.FunctionDataSource):
-        parts.append(_value(source._dataset_fn))
+        parts.append(value_digest(source._dataset_fn))
     elif not type(source).__module__.startswith("seqio."):
-        parts.append(digest(_module_code(type(source)), _value(vars(source))))
+        parts.append(digest(module_code(type(source)), value_digest(vars(source))))
     return digest(parts)
 
 
@@ -85,7 +85,7 @@ def _logic(source: str) -> str:
     return ast.unparse(tree)
 
 
-def _module_code(thing: object) -> str:
+def module_code(thing: object) -> str:
     module = inspect.getmodule(thing)
     try:
         return _logic(inspect.getsource(module)) if module else repr(thing)
@@ -93,7 +93,7 @@ def _module_code(thing: object) -> str:
         return getattr(module, "__name__", "")
 
 
-def _value(value: object, within: tuple[int, ...] = ()) -> str:
+def value_digest(value: object, within: tuple[int, ...] = ()) -> str:
     """A setting, as text that is the same in every process. Functions and settings classes count with their code.
 
     `within` are the ids of the objects that it is a part of, some of which it may refer to.
@@ -103,7 +103,7 @@ def _value(value: object, within: tuple[int, ...] = ()) -> str:
     within = (*within, id(value))
 
     def of(*parts: object) -> str:
-        return digest(type(value).__qualname__, [_value(part, within) for part in parts])
+        return digest(type(value).__qualname__, [value_digest(part, within) for part in parts])
 
     if isinstance(value, functools.partial):
         return of(value.func, value.args, value.keywords)
@@ -111,25 +111,25 @@ def _value(value: object, within: tuple[int, ...] = ()) -> str:
         return of(value.__func__, value.__self__)
     if isinstance(value, types.FunctionType):
         enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
-        return digest(value.__qualname__, _module_code(value), of(enclosed, value.__defaults__, value.__kwdefaults__))
+        return digest(value.__qualname__, module_code(value), of(enclosed, value.__defaults__, value.__kwdefaults__))
     if isinstance(value, Mapping):
-        return digest("map", sorted((_value(k, within), _value(v, within)) for k, v in value.items()))
+        return digest("map", sorted((value_digest(k, within), value_digest(v, within)) for k, v in value.items()))
     if isinstance(value, set | frozenset):
-        return digest("set", sorted(_value(v, within) for v in value))
+        return digest("set", sorted(value_digest(v, within) for v in value))
     if isinstance(value, list | tuple):
-        return digest("list", [_value(v, within) for v in value])
+        return digest("list", [value_digest(v, within) for v in value])
     if isinstance(value, str | pathlib.Path):
         path = pathlib.Path(value)
         return path.name if path.is_absolute() else str(value)  # data that moved is the same data
     if (dataclasses.is_dataclass(value) or callable(value)) and not isinstance(value, type):
-        return digest(_module_code(type(value)), of(getattr(value, "__dict__", {})))
+        return digest(module_code(type(value)), of(getattr(value, "__dict__", {})))
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def task_definition(task: seqio.Task) -> str:
     """A task's preprocessors and the text they are made with: instructions, templates, layout of a record."""
-    written = [_module_code(module) for module in (instructions, templates, records)]
-    return digest(task.name, [_value(step) for step in task.preprocessors], written)
+    written = [module_code(module) for module in (instructions, templates, records)]
+    return digest(task.name, [value_digest(step) for step in task.preprocessors], written)
 
 
 def shard_recipe(

@@ -266,7 +266,7 @@ def seed2_vit(images: int = 1) -> Case:
 
     def run_theirs(model: Any) -> dict[str, Run]:
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        return {"forward": _no_grad(lambda: model(x))}
+        return {"encode": _no_grad(lambda: model(x))}
 
     config = blip_2.Blip2VisionConfig()
     return Case(
@@ -275,7 +275,7 @@ def seed2_vit(images: int = 1) -> Case:
         lambda: Renamed(config).eval(),
         network,
         run_theirs,
-        {"forward": (lambda m, x: m(x), (pixels,))},
+        {"encode": (lambda m, x: m(x), (pixels,))},
     )
 
 

@@ -14,8 +14,7 @@ from flax import nnx
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.interop.tokenizers.kinds import Kind
-from anygpt_jax.interop.tokenizers.rules import Layout, same
-from anygpt_jax.interop.tokenizers.unclip import mirrored
+from anygpt_jax.interop.tokenizers.rules import Layout, mirrored, same
 from anygpt_jax.modalities.codecs.janus_vq import JanusVQSettings, build
 
 # The VQ by itself; within transformers' Janus, in two of its forms; within DeepSeek's.

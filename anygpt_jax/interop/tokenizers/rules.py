@@ -12,6 +12,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from flax import nnx
+
+from anygpt_jax.modalities.codecs import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +134,24 @@ def conv_layer(ours: str, theirs: str, bias: bool = True, kernel: Callable[[str]
 def norm(ours: str, theirs: str) -> Layout:
     """Scale and bias of a LayerNorm or GroupNorm."""
     return {f"{ours}.scale": same(f"{theirs}.weight"), f"{ours}.bias": same(f"{theirs}.bias")}
+
+
+def mirrored(module: nnx.Module, names: Callable[[str], tuple[str, ...]]) -> Layout:
+    """The layout of a network of dense layers, 2-D convolutions, norms and embeddings.
+
+    `names(path)`: the official names that the layer at one of our dotted paths may have. Variables that are in no
+    layer, but of the module itself, are left out.
+    """
+    layout = {}
+    for keys, variable in nnx.to_flat_state(nnx.state(module)):
+        path, _, leaf = weights.dotted(keys).rpartition(".")
+        if not path:
+            continue
+        rules = []
+        for name in names(path):
+            if leaf == "kernel":
+                rules.append(conv2d(name) if len(variable.shape) == 4 else linear(name))
+            else:
+                rules.append(same(f"{name}.bias" if leaf == "bias" else f"{name}.weight"))
+        layout[f"{path}.{leaf}"] = Rule(tuple(a for rule in rules for a in rule.alternatives))
+    return layout

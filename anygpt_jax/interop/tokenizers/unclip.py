@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from flax import nnx
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.interop.tokenizers.kinds import Kind
-from anygpt_jax.interop.tokenizers.rules import Alternative, Layout, Rule, conv2d, linear, same
+from anygpt_jax.interop.tokenizers.rules import Alternative, Layout, Rule, mirrored, same
 from anygpt_jax.modalities.codecs import clip_text, weights
 from anygpt_jax.modalities.codecs.autoencoder import AutoencoderSettings
 from anygpt_jax.modalities.codecs.clip_text import ClipText, ClipTextSettings
@@ -159,27 +159,6 @@ def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     except ValueError as e:
         raise UserError(f"The diffusers folder's configurations do not fit: {e}.") from e
     return dataclasses.asdict(made)
-
-
-def mirrored(module: nnx.Module, names: Callable[[str], tuple[str, ...]]) -> Layout:
-    """The layout of a network of dense layers, 2-D convolutions, norms and embeddings.
-
-    `names(path)`: the official names that the layer at one of our dotted paths may have. Variables that are in no
-    layer, but of the module itself, are left out.
-    """
-    layout = {}
-    for keys, variable in nnx.to_flat_state(nnx.state(module)):
-        path, _, leaf = weights.dotted(keys).rpartition(".")
-        if not path:
-            continue
-        rules = []
-        for name in names(path):
-            if leaf == "kernel":
-                rules.append(conv2d(name) if len(variable.shape) == 4 else linear(name))
-            else:
-                rules.append(same(f"{name}.bias" if leaf == "bias" else f"{name}.weight"))
-        layout[f"{path}.{leaf}"] = Rule(tuple(a for rule in rules for a in rule.alternatives))
-    return layout
 
 
 # Ours → diffusers', applied in this order.

@@ -161,10 +161,6 @@ def _reads(layers: list[Any], low: int, high: int) -> tuple[int, int]:
     return low, high
 
 
-def _normalized(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
 class Level(nnx.Module):
     """One codebook: latents are projected to a few dimensions, and the code of the nearest direction is taken."""
 
@@ -174,7 +170,7 @@ class Level(nnx.Module):
         self.outward = nnx.Linear(s.codebook_width, s.latent, rngs=rngs)
 
     def encode(self, x: Float[Array, "*N D"]) -> Int[Array, "*N"]:
-        return quantize.nearest(_normalized(self.inward(x)), _normalized(self.codebook[...]))
+        return quantize.nearest(quantize.unit(self.inward(x)), quantize.unit(self.codebook[...]))
 
     def decode(self, codes: Int[Array, "*N"]) -> Float[Array, "*N D"]:
         return self.outward(self.codebook[...][codes])

@@ -34,11 +34,6 @@ class JanusVQSettings:
     normalize_on_encode: bool = True
 
 
-def _unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-    # The floor is torch.nn.functional.normalize's.
-    return x / jnp.maximum(jnp.sqrt(jnp.sum(x**2, -1, keepdims=True)), 1e-12)
-
-
 class JanusVQ(nnx.Module):
     """Pixels [B, H, W, 3] in -1..1 ↔ codes [B, H/factor · W/factor], row by row."""
 
@@ -62,7 +57,7 @@ class JanusVQ(nnx.Module):
         """Pixels in -1..1 → codes. ValueError if the sides are not multiples of `factor`."""
         x, codebook = self.latents(pixels), self.codebook[...]
         if self.settings.normalize_on_encode:
-            x, codebook = _unit(x), _unit(codebook)
+            x, codebook = quantize.unit(x), quantize.unit(codebook)
         return quantize.nearest(x, codebook).reshape(len(pixels), -1)
 
     def decode(self, codes: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
@@ -70,7 +65,7 @@ class JanusVQ(nnx.Module):
         side = math.isqrt(codes.shape[1])
         if side * side != codes.shape[1]:
             raise ValueError(f"{codes.shape[1]} codes are not those of a square image")
-        vectors = _unit(self.codebook[...][codes]).reshape(len(codes), side, side, -1)
+        vectors = quantize.unit(self.codebook[...][codes]).reshape(len(codes), side, side, -1)
         return self.decoder(self.after_quantizer(vectors))
 
 

@@ -29,6 +29,11 @@ def nearest(x: Float[Array, "*N D"], codebook: Float[Array, "K D"]) -> Int[Array
     return jnp.argmin(distance, -1).astype(jnp.int32)
 
 
+def unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    """Vectors of length 1, for codes by direction. The floor is torch.nn.functional.normalize's."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def residual_encode(x: Float[Array, "*N D"], vectors: Float[Array, "Q K D"]) -> Int[Array, "*N Q"]:
     """Level by level, the code nearest to what the levels before have left over."""
     codes = []

@@ -111,8 +111,8 @@ class MediaSource(seqio.DataSource):
         function = self._reader
         while isinstance(function, functools.partial):
             function = function.func
-        code = sorted(recipe._module_code(m) for m in _modules(sys.modules[function.__module__]))
-        return _digest(split, recipe._value(self._reader), code, self._fields, sorted(self._lists))
+        code = sorted(recipe.module_code(m) for m in _modules(sys.modules[function.__module__]))
+        return _digest(split, recipe.value_digest(self._reader), code, self._fields, sorted(self._lists))
 
     def num_input_examples(self, split: str) -> int | None:
         if self._count is None:
