@@ -79,8 +79,14 @@ def full() -> ml_collections.ConfigDict:
     m.param_dtype = "float32"
     m.compute_dtype = "float32"
     m.remat = "none"
+    m.lora_rank = 0  # of adapters beside the matrices of the layers; 0: none
+    m.lora_alpha = 16.0
+    m.lora_targets = "q,k,v,o,gate,up,down"
 
     c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    # Join the other processes of a job, as jax finds them on TPU VMs, GKE and Slurm (docs/resuming.md).
+    c.multihost = False
+    c.heartbeat_seconds = 100  # after which a process that died is missed
 
     c.train = t = ml_collections.ConfigDict()
     t.batch_size = 2  # packed rows a step, over all hosts
@@ -92,6 +98,12 @@ def full() -> ml_collections.ConfigDict:
     t.learning_rate = 3e-3
     t.schedule = "linear"  # after the warm-up: linear or cosine to zero
     t.warmup_steps = 100
+    t.start_from = ""  # another run's folder, whose parameters this one starts from (docs/finetuning.md)
+    t.trainable = ()  # patterns of the parameters that change, such as "blocks/.*_lora_[ab]"; empty: all
+    t.frozen = ()  # patterns of those that do not
+    t.new_rows_only = False  # of embedding and head only the rows of ids past the text's
+    t.ema_decay = 0.0  # of an average of the weights, kept beside them; 0: none
+    t.loss_weights = ml_collections.ConfigDict({"text": 1.0, "image": 1.0, "speech": 1.0, "music": 1.0})
     t.weight_decay = 0.05
     t.beta1 = 0.9
     t.beta2 = 0.98
@@ -100,8 +112,22 @@ def full() -> ml_collections.ConfigDict:
     t.log_every = 50
     t.eval_every = 500
     t.eval_batches = 8
+    t.eval_task_batches = 2  # of every task by itself, besides
     t.save_every = 500
-    t.keep_checkpoints = 2
+    t.keep_checkpoints = 2  # the newest so many
+    t.keep_every = 0  # and those whose step is a multiple of it
+    t.keep_best = 0  # and so many with the smallest validation loss
+    t.checkpoint_mirror = ""  # a second directory, often gs://…, that finished checkpoints are copied to
+    t.verify_checkpoints = True  # read every byte of a checkpoint before going on from it
+    t.compilation_cache = True  # compiled programs are kept in the workdir, or in the folder named here
+    # A step whose loss or gradient is not finite is always left out (docs/resuming.md).
+    t.guard_factor = 0.0  # one whose gradient norm is above so many times its running mean, too; 0: let through
+    t.guard_warmup = 100  # good steps before any norm is compared
+    t.guard_patience = 10  # bad steps in a row that send the run back to its newest checkpoint
+    t.check_hosts_every = 1000  # steps between comparisons of what the hosts read
+    t.data_wait_warning = 0.1  # warn when more of the time than this is waiting for batches; 0: never
+    t.profile_steps = 5  # steps a trace takes (kill -USR1 PID, or profile_at)
+    t.profile_at = 0  # trace after this step; 0: only by signal
     t.pack_rows = 256  # rows that are planned together by the packer
     t.long_records = "drop"  # or split: records longer than seq_len, counted in logs/too_long.SPLIT.jsonl
 

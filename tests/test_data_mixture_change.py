@@ -35,7 +35,7 @@ def test_another_mixture_needs_its_step_and_is_recorded(tmp_path):
     loop.run(config(8, mixture=other, mixture_from_step=6))
     assert set(losses(tmp_path)) == {2, 4, 6, 8}
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    kept, _ = checkpoints.description(8)
+    kept = checkpoints.description(8).config
     checkpoints.close()
     assert kept["plan_version"] == PLAN_VERSION
     assert [(stage["step"], stage["weights"]) for stage in kept["mixture_history"]] == [

@@ -156,12 +156,12 @@ def test_a_list_of_duplicates_is_part_of_the_recipe(tmp_path):
     with pytest.raises(UserError, match="find_duplicates"):
         filters.unique(path)
     path.write_text('{"train": ["k"]}')
-    before = recipe._value(filters.unique(path))
+    before = recipe.value_digest(filters.unique(path))
     path.write_text('{"train": ["l"]}')
-    assert recipe._value(filters.unique(path)) != before
+    assert recipe.value_digest(filters.unique(path)) != before
     path.write_text('{"train": ["k"]}')
-    assert recipe._value(filters.unique(path)) == before
-    assert recipe._value(filters.text_length("a", 1)) != recipe._value(filters.text_length("a", 2))
+    assert recipe.value_digest(filters.unique(path)) == before
+    assert recipe.value_digest(filters.text_length("a", 1)) != recipe.value_digest(filters.text_length("a", 2))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])

@@ -82,14 +82,14 @@ def test_the_fingerprint_is_of_settings_and_of_the_code_that_reads(pictures, mon
     assert folder({"train": str(pictures / "deep")}, dict(PICTURES)).fingerprint("train") == before
     assert folder({"train": str(pictures)}, PICTURES | {"caption": "text"}).fingerprint("train") != before
     assert webdataset({"train": str(pictures)}, PICTURES).fingerprint("train") != before
-    written = recipe._module_code
+    written = recipe.module_code
     for module, counts in (("sources.grouped", True), ("sources.source", True), ("sources.tar", False)):
 
         def edited(thing, module=module):
             return written(thing) + ("# edited" if getattr(thing, "__name__", "").endswith(module) else "")
 
         with monkeypatch.context() as patch:
-            patch.setattr(recipe, "_module_code", edited)
+            patch.setattr(recipe, "module_code", edited)
             assert (one.fingerprint("train") != before) == counts, module
 
 

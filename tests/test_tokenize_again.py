@@ -193,7 +193,7 @@ def test_a_recipe_sees_the_settings_of_a_rule_and_not_where_it_is():
     def recursive(n):
         return n and recursive(n - 1)
 
-    value = recipe._value
+    value = recipe.value_digest
     assert value(Longer(3)) == value(Longer(3)) != value(Longer(4))
     assert value(enclosed(3)) == value(enclosed(3)) != value(enclosed(4))
     assert value(Longer(3).__call__) != value(Longer(4).__call__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from anygpt_jax.data.decode import Batch, pack_rows
 from anygpt_jax.data.history import Stage
 from anygpt_jax.data.mixture import Mixture
-from anygpt_jax.data.packing import Packer
+from anygpt_jax.data.packing import Items, Packer
 from anygpt_jax.data.shuffle import key
 from anygpt_jax.data.store import Store
 from anygpt_jax.errors import UserError
@@ -82,9 +83,27 @@ class BatchSource:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        first, packer = self.stages[bisect.bisect_right(self._first_steps, int(step)) - 1]
-        row = (int(step) - first) * self.batch_size + self.rows.start
-        items, starts = packer.plan(row, row + len(self.rows))
+        return self.global_rows(int(step), self.rows)
+
+    def global_rows(self, step: int, rows: range) -> Batch:
+        """Some rows of global batch `step`, whichever this process's are."""
+        packer, items, starts, data = self._read(step, rows)
+        pad = self.vocabulary.pad
+        return pack_rows(data, items.offset, items.length, starts, packer.seq_len, pad, self._modality_of)
+
+    def records(self, step: int) -> list[dict[str, Any]]:
+        """What global batch `step` is made of: {"row", "task", "key"} of every record, in order."""
+        packer, items, starts, data = self._read(step, range(self.batch_size))
+        row = np.repeat(np.arange(self.batch_size), np.diff(starts)).tolist()
+        tasks = [packer.mixture.tasks[t] for t in items.task.tolist()]
+        keys = [TokenRecord.from_bytes(record).key for record in data]
+        return [{"row": r, "task": t, "key": k} for r, t, k in zip(row, tasks, keys, strict=True)]
+
+    def _read(self, step: int, rows: range) -> tuple[Packer, Items, np.ndarray, list[bytes]]:
+        """The plan of some rows of a global batch, and the bytes of its records."""
+        first, packer = self.stages[bisect.bisect_right(self._first_steps, step) - 1]
+        row = (step - first) * self.batch_size + rows.start
+        items, starts = packer.plan(row, row + len(rows))
         mixture = packer.mixture
         data = [b""] * len(items)
         for t in np.unique(items.task).tolist():
@@ -92,8 +111,7 @@ class BatchSource:
             read = mixture.store.read(mixture.tasks[t], items.record[which])
             for place, record in zip(which.tolist(), read, strict=True):
                 data[place] = record
-        pad = self.vocabulary.pad
-        return pack_rows(data, items.offset, items.length, starts, packer.seq_len, pad, self._modality_of)
+        return packer, items, starts, data
 
     def __repr__(self) -> str:
         return f"rows {self.rows} of {self.steps} batches of {self.batch_size}"

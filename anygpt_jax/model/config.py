@@ -15,6 +15,7 @@ from anygpt_jax.vocabulary import Vocabulary
 ATTENTIONS = ("xla", "splash")
 # Between matrix products and what reads them, everywhere, or but for the gate's and up's in the forward pass.
 BARRIERS = ("none", "all", "all_but_gates")
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,9 @@ class ModelConfig:
     remat: str = "none"  # a name in `remat.POLICIES`
     matmul_barriers: str = "none"  # what keeps XLA from fusing into matrix products on TPUs: one of BARRIERS
     unroll: int = 1  # layers a step of the scan: all of them is faster on a CPU, one compiles fastest
+    lora_rank: int = 0  # of the adapters beside the layers' matrices (`lora.py`); 0: there are none
+    lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
+    lora_targets: str = ",".join(LORA_TARGETS)  # the matrices that have one, by LORA_TARGETS, separated by commas
 
     def __post_init__(self):
         problems = self.problems()
@@ -77,10 +81,24 @@ class ModelConfig:
             found.append(f"attention '{self.attention}' must be one of {', '.join(ATTENTIONS)}")
         if self.matmul_barriers not in BARRIERS:
             found.append(f"matmul_barriers '{self.matmul_barriers}' must be one of {', '.join(BARRIERS)}")
+        found.extend(self._lora_problems())
         for name in ("param_dtype", "compute_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 found.append(f"{name} '{getattr(self, name)}' must be float32 or bfloat16")
         return found
+
+    def _lora_problems(self) -> list[str]:
+        if self.lora_rank < 0:
+            return [f"lora_rank must not be negative, as {self.lora_rank} is"]
+        unknown = [name for name in self.adapted if name not in LORA_TARGETS]
+        if unknown:
+            return [f"lora_targets has '{unknown[0]}'; a layer's matrices are {', '.join(LORA_TARGETS)}"]
+        return []
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The layers' matrices with an adapter."""
+        return tuple(name.strip() for name in self.lora_targets.split(",")) if self.lora_rank > 0 else ()
 
     @classmethod
     def from_config(cls, model: Mapping, vocabulary: Vocabulary) -> ModelConfig:

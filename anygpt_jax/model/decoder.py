@@ -17,6 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from anygpt_jax.model import lora
 from anygpt_jax.model.attention import MASKED, Rotation, attention, packed_attention, rotate, rotation
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.kv_cache import KVCache
@@ -115,6 +116,17 @@ class Block(nnx.Module):
         self.gate = weight(config, rngs, (D, F), ("embed", "mlp"), into)
         self.up = weight(config, rngs, (D, F), ("embed", "mlp"), into)
         self.down = weight(config, rngs, (F, D), ("mlp", "embed"), F**-0.5 * out_of)
+        for name in config.adapted:
+            a, b = lora.adapter(getattr(self, name), name, config, rngs)
+            setattr(self, name + lora.A, a)
+            setattr(self, name + lora.B, b)
+
+    def _product(self, x: Array, name: str) -> Array:
+        """x times the matrix of this name, and what its adapter adds."""
+        product = multiply(x, getattr(self, name), self.config, lora.contracted(name))
+        if name not in self.config.adapted:
+            return product
+        return product + lora.adapted(x, getattr(self, name + lora.A), getattr(self, name + lora.B), self.config)
 
     def _apart(self, x: Array, gated: bool = False) -> Array:
         """x, and in the backward pass its gradient, as the matrix products left it, if the config wants barriers."""
@@ -125,7 +137,7 @@ class Block(nnx.Module):
         """q [B, L, H, K], k and v [B, L, G, K], rotated by their positions."""
         config, eps = self.config, self.config.norm_eps
         y_BLD = self._apart(rms_norm(x_BLD, self.attention_norm[...], eps))
-        q, k, v = (multiply(y_BLD, w, config) for w in (self.q, self.k, self.v))
+        q, k, v = (self._product(y_BLD, name) for name in ("q", "k", "v"))
         if config.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
         return tuple(checkpoint_name(x, name) for x, name in ((rotate(q, by), "q"), (rotate(k, by), "k"), (v, "v")))
@@ -133,12 +145,12 @@ class Block(nnx.Module):
     def finish(self, x_BLD: Float[Array, "B L D"], attended_BLHK: Float[Array, "B L H K"]) -> Float[Array, "B L D"]:
         """Adds what was attended, then the feed-forward's answer."""
         config = self.config
-        x_BLD = checkpoint_name(x_BLD + multiply(self._apart(attended_BLHK), self.o, config, contracted=2), "mid")
+        x_BLD = checkpoint_name(x_BLD + self._product(self._apart(attended_BLHK), "o"), "mid")
         y_BLD = self._apart(rms_norm(x_BLD, self.mlp_norm[...], config.norm_eps))
-        gate_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.gate, config), gated=True), "gate")
-        up_BLF = checkpoint_name(self._apart(multiply(y_BLD, self.up, config), gated=True), "up")
+        gate_BLF = checkpoint_name(self._apart(self._product(y_BLD, "gate"), gated=True), "gate")
+        up_BLF = checkpoint_name(self._apart(self._product(y_BLD, "up"), gated=True), "up")
         hidden_BLF = self._apart(swiglu(gate_BLF, up_BLF))
-        x_BLD = x_BLD + multiply(hidden_BLF, self.down, config)
+        x_BLD = x_BLD + self._product(hidden_BLF, "down")
         return constrain(x_BLD, "batch", "length", None)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
+import jax
+import ml_collections
 from jax.sharding import Mesh
 
 # On TPUs gathers and scatters of weights run beside the matrix products instead of before them (the set that
@@ -34,3 +37,13 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
     if platform != "tpu":
         return CPU if platform == "cpu" else {}
     return OVERLAP | (WHOLE_PRODUCTS if mesh.shape["tensor"] > 1 else {})
+
+
+def keep_compiled(folder: pathlib.Path, train: ml_collections.ConfigDict) -> None:
+    """Programs are kept on disk, so that a run that starts again need not compile: `train.compilation_cache`.
+
+    It names a folder, for instance one that all hosts share; True is the run's own, False none.
+    """
+    where = train.get("compilation_cache", True)
+    if where and not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(folder if where is True else where))

@@ -2,7 +2,8 @@
 
 Convention: model FLOPs a non-padding token are 6·N for the matrices (N counts every parameter that
 multiplies, the output head once, the embedding look-up not at all) plus 12·layers·heads·head_dim for each key
-the token attends, itself included (forward 4, backward 8). Recomputation and padding count as nothing.
+the token attends, itself included (forward 4, backward 8). Recomputation and padding count as nothing, and a
+parameter that is frozen has no gradient: 4 in the place of 6. Adapters (LoRA) are left out.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ def matrix_parameters(config: ModelConfig) -> int:
     return config.n_layers * (attention + 3 * D * config.d_ff) + D * config.vocab_size
 
 
-def batch_flops(config: ModelConfig, batch: Batch) -> float:
-    """Model FLOPs of one training step on (this process's rows of) a packed batch."""
+def batch_flops(config: ModelConfig, batch: Batch, frozen: int = 0) -> float:
+    """Model FLOPs of one training step on (this process's rows of) a packed batch; `frozen` parameters of N do not change."""
     real = batch["segment_ids"] > 0
     attended = float(np.sum((batch["positions"] + 1) * real))
     attention = 12.0 * config.n_layers * config.n_heads * config.head_dim * attended
-    return 6.0 * matrix_parameters(config) * float(real.sum()) + attention
+    of_matrices = 6.0 * matrix_parameters(config) - 2.0 * min(frozen, matrix_parameters(config))
+    return of_matrices * float(real.sum()) + attention
 
 
 @functools.cache

@@ -6,302 +6,347 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import pathlib
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from anygpt_jax.cache import Manifest, load_vocabulary, write_atomically
-from anygpt_jax.data.history import Stage, describe, extended, recorded, to_json
-from anygpt_jax.data.loader import Batch, BatchSource, iterate, packers, with_split
-from anygpt_jax.data.packing import PLAN_VERSION
-from anygpt_jax.data.store import Store
+from anygpt_jax import multihost
+from anygpt_jax.cache import load_vocabulary
+from anygpt_jax.data.loader import Batch, iterate
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.sharding import make_mesh
+from anygpt_jax.training import checks
 from anygpt_jax.training import step as train_step
-from anygpt_jax.training.checkpoints import Checkpoints
-from anygpt_jax.training.checks import config_problems, refuse
-from anygpt_jax.training.flops import batch_flops, peak_flops
-from anygpt_jax.training.loss import LossSums
-from anygpt_jax.training.metrics import MetricsWriter, mean_losses
+from anygpt_jax.training.batches import HeldOut, batches
+from anygpt_jax.training.checkpoints import Checkpoints, CheckpointSettings
+from anygpt_jax.training.compiler import keep_compiled
+from anygpt_jax.training.device_watch import DeviceWatch
+from anygpt_jax.training.flops import peak_flops
+from anygpt_jax.training.goodput import Clock, Goodput, process_began
+from anygpt_jax.training.guard import guard_settings
+from anygpt_jax.training.meter import Meter, readable
+from anygpt_jax.training.metrics import MetricsWriter
 from anygpt_jax.training.optimizer import make_schedule
-from anygpt_jax.training.step import Metrics, Program
+from anygpt_jax.training.profiler import Profiler
+from anygpt_jax.training.resume import Resumed, begin, checkpoint_problems, resume_point
+from anygpt_jax.training.run_folder import run_name, write_run_folder
+from anygpt_jax.training.start import require_start, start_params
+from anygpt_jax.training.starvation import StarvationWarning
+from anygpt_jax.training.step import Metrics, Program, State
+from anygpt_jax.training.stop import StopRequest
 from anygpt_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-
-class Meter:
-    """Sums over the steps since the last report. Evaluation and saving stop its clock."""
-
-    def __init__(self, model: ModelConfig, devices: int):
-        self._model, self._devices = model, devices
-        self.reset()
-
-    def reset(self) -> None:
-        self._sums: list[LossSums] = []
-        self._grad_norms: list[float] = []
-        self._tokens, self._flops, self._seconds, self._waited, self._timed_steps = 0, 0.0, 0.0, 0.0, 0
-        self._since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self._seconds += time.perf_counter() - self._since
-        yield
-        self._since = time.perf_counter()
-
-    def restart_clock(self) -> None:
-        self._since = time.perf_counter()
-
-    def add_losses(self, metrics: Metrics) -> None:
-        """Reads the metrics, which waits for the step."""
-        loss = float(metrics.loss)
-        if not math.isfinite(loss):
-            raise UserError("The loss is not finite; resume from the last checkpoint with a lower train.learning_rate.")
-        self._sums.append(jax.device_get(metrics.sums))
-        self._grad_norms.append(float(metrics.grad_norm))
-
-    def add(self, metrics: Metrics, batch: Batch, waited: float) -> None:
-        """A whole step: losses, and the throughput of `batch`, this process's rows."""
-        self.add_losses(metrics)
-        self._timed_steps += 1
-        self._tokens += int((batch["segment_ids"] > 0).sum()) * jax.process_count()
-        self._flops += batch_flops(self._model, batch) * jax.process_count()
-        self._waited += waited
-
-    def report(self, modalities: tuple[str, ...]) -> dict[str, Any]:
-        """The measurements of a log line; tokens are those that are not padding."""
-        seconds = self._seconds + time.perf_counter() - self._since
-        return mean_losses(self._sums, modalities) | {
-            "grad_norm": sum(self._grad_norms) / len(self._grad_norms),
-            "tokens_per_second": self._tokens / seconds,
-            "mfu": self._flops / seconds / peak_flops(self._devices)[0],
-            "step_ms": 1e3 * seconds / max(self._timed_steps, 1),
-            "data_wait": self._waited / seconds,
-        }
-
-
-class StopRequest:
-    """Remembers SIGTERM (preemption) or SIGINT, so that the loop can save and leave between two steps."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def _remember(self, number: int, frame: Any) -> None:
-        self.signal = number
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def batches(
-    config: ml_collections.ConfigDict,
-    program: Program,
-    vocabulary: Vocabulary,
-    split: str,
-    history: Sequence[Stage],
-    steps: int,
-) -> BatchSource:
-    """The batches of a split. How many records are too long for a row, and which, is in logs/."""
-    train = config.train
-    rule = train.get("long_records") or "drop"
-    store = Store(pathlib.Path(config.workdir) / "cache", split)
-    stages = packers(
-        store,
-        history,
-        batch_size=train.batch_size,
-        pack_rows=train.pack_rows,
-        seq_len=train.seq_len,
-        seed=config.seed,
-        long_records=rule,
-    )
-    too_long = {task: scan for _, packer in stages for task, scan in packer.mixture.too_long.items()}
-    if too_long:
-        listed = pathlib.Path(config.workdir) / "logs" / f"too_long.{split}.jsonl"
-        lines = (
-            {"task": task, "rule": rule, "records": scan.too_long, "of": scan.records, "tokens": scan.too_long_tokens,
-             "longest": scan.longest, "first": scan.first_too_long}
-            for task, scan in sorted(too_long.items())
-        )  # fmt: skip
-        write_atomically(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
-        many = "%d records are longer than train.seq_len=%d (train.long_records=%s): see %s"
-        log.warning(many, sum(scan.too_long for scan in too_long.values()), train.seq_len, rule, listed)
-    for stage, (_, packer) in zip(history, stages, strict=True):
-        planned = "%s: mixture %s; %d draws fill %d rows, the first %d of them to %.1f %%"
-        filled = 100 * packer.fill(0)
-        log.info(planned, split, describe(stage), packer.draws, packer.group_rows, packer.rows, filled)
-    return BatchSource(stages, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
-
-
-def resume_point(checkpoints: Checkpoints, config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> int | None:
-    """The newest checkpoint's step, after checking that it belongs to this config and cache."""
-    step = checkpoints.latest()
-    if step is None:
-        return None
-    then, theirs = checkpoints.description(step)
-    theirs.require_same(
-        vocabulary, f"The checkpoint {checkpoints.directory}/{step}", f"the cache {config.workdir}/cache"
-    )
-    now = json.loads(config.to_json_best_effort())
-    how = {"remat", "unroll", "attention", "matmul_barriers"}  # they change no number
-    converted = not checkpoints.has_optimizer(step)
-    if converted:  # its dtypes are the source's
-        how |= {"param_dtype", "compute_dtype"}
-    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    theirs_model, ours_model = defaults | then["model"], defaults | now["model"]
-    shape = sorted({*theirs_model, *ours_model} - how)
-    changed = [name for name in shape if theirs_model.get(name) != ours_model.get(name)]
-    if changed:
-        raise UserError(
-            f"The checkpoints in {checkpoints.directory} were made with another model ({', '.join(changed)} differ); "
-            "use another workdir or the config they were made with."
-        )
-    if not converted and then.get("plan_version", 1) != PLAN_VERSION:
-        log.warning("Batches are packed by another plan than the checkpoint's: the run goes on, but on other batches.")
-    for part in () if converted else ("train", "seed"):
-        if then.get(part) != now[part]:
-            log.warning(
-                "config.%s is not what the checkpoint was made with: the run goes on, but not as it would have.", part
-            )
-    return step
-
-
-def run_history(
-    checkpoints: Checkpoints, config: ml_collections.ConfigDict, start: int | None
-) -> tuple[ml_collections.ConfigDict, tuple[Stage, ...]]:
-    """The mixtures from step 0 on, and the config as checkpoints keep it: with them and the plan's version inside."""
-    known: tuple[Stage, ...] = ()
-    if start is not None and checkpoints.has_optimizer(start):
-        known = recorded(checkpoints.description(start)[0])
-    history = extended(known, config, start or 0)
-    kept = ml_collections.ConfigDict(config.to_dict())
-    kept.mixture_history, kept.plan_version = to_json(history), PLAN_VERSION
-    return kept, history
-
-
-def evaluate(program: Program, params: Any, source: BatchSource, modalities: tuple[str, ...]) -> dict[str, Any]:
-    """Losses over the first batches of a split: the same ones every time."""
-    sums = [
-        jax.device_get(program.evaluate(params, program.place(batch, source.rows, source.batch_size)))
-        for _, batch in iterate(source, 0)
-    ]
-    return mean_losses(sums, modalities)
-
-
-def readable(step: int, steps: int, values: dict[str, Any]) -> str:
-    """One line that says how a run is doing."""
-    parts = ", ".join(f"{name} {loss:.3f}" for name, loss in values["loss_by_modality"].items())
-    return "  ".join(
-        (
-            f"step {step}/{steps}",
-            f"loss {values['loss']:.4f} ({parts})",
-            f"lr {values['lr']:.2e}",
-            f"|g| {values['grad_norm']:.2f}",
-            f"{values['tokens_per_second']:,.0f} tok/s",
-            f"MFU {100 * values['mfu']:.1f} %",
-            f"waits for data {100 * values['data_wait']:.1f} %",
-        )
-    )
+ROLLBACKS = 3  # to one and the same checkpoint, before a run gives up
 
 
 def run(config: ml_collections.ConfigDict) -> None:
-    """Trains until `train.steps`, from the newest checkpoint if there is one. A finished run returns at once."""
+    """Trains until `train.steps`, from the newest whole checkpoint if there is one. A finished run returns at once.
+
+    UserError, before anything is compiled, of all that does not fit together.
+    """
+    began = process_began()
+    clock = Clock(time.time() - began)
+    multihost.join(config)
     workdir, train = pathlib.Path(config.workdir), config.train
     vocabulary = load_vocabulary(workdir / "cache")
-    modalities = ("text", *vocabulary.modalities)
-    checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
-    start, of_checkpoint = None, []
-    history: tuple[Stage, ...] = ()
-    try:
-        start = resume_point(checkpoints, config, vocabulary)
-        kept_config, history = run_history(checkpoints, config, start)
-    except UserError as e:
-        of_checkpoint.append(str(e))
-    refuse(config_problems(config, vocabulary, jax.device_count()) + of_checkpoint)
-    model = ModelConfig.from_config(config.model, vocabulary)
-    if start is not None and start >= train.steps:
-        log.info("Training is done: step %d of %d is in %s.", start, train.steps, checkpoints.directory)
-        return checkpoints.close()
-    program = train_step.build(model, train, make_mesh(config.mesh), len(modalities))
-    source = batches(config, program, vocabulary, "train", history, train.steps)
-    mixture = history[-1].mixture
-    weights = with_split(Manifest.load(workdir / "cache").tasks, mixture.weights, "validation")
-    held_out = None
-    if train.eval_every and weights:
-        last_mixture = (Stage(0, dataclasses.replace(mixture, weights=weights)),)
-        held_out = batches(config, program, vocabulary, "validation", last_mixture, train.eval_batches)
-    log.info("%s parameters on mesh %s", f"{program.parameters:,}", dict(program.mesh.shape))
-    log.info(
-        "MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)", *peak_flops(program.mesh.size)
-    )
-    if start is None:
-        start, state = 0, program.init(config.seed)
-    elif not checkpoints.has_optimizer(start):
-        state = program.init(config.seed)
-        del state["params"]  # before the others come: they are not held twice
-        state |= checkpoints.restore(start, {"params": program.abstract_state["params"]})
-        log.info("Starting from the converted weights in %s/%d, with a fresh optimizer.", checkpoints.directory, start)
-    else:
-        state = checkpoints.restore(start, program.abstract_state)
-        log.info("Resuming at step %d of %d.", start, train.steps)
-    writer = MetricsWriter(workdir / "logs", start)
-    meter, schedule, stop = Meter(model, program.mesh.size), make_schedule(train), StopRequest()
-    bar = tqdm(total=train.steps, initial=start, unit="step", desc="train", smoothing=0.05, mininterval=1.0)
-    pending: tuple[Metrics, Batch, float] | None = None
-    before = time.perf_counter()
-    with stop.listening(), logging_redirect_tqdm(), contextlib.closing(writer), contextlib.closing(checkpoints), bar:
-        for step, batch in iterate(source, start):
-            waited = time.perf_counter() - before
-            state, metrics = program.step(state, program.place(batch, source.rows, source.batch_size))
-            # Metrics are read one step late: the device already has the next step to do.
-            if pending:
-                meter.add(*pending)
-            pending = (metrics, batch, waited)
-            if step == start:  # it compiles: its loss counts, its time does not
-                meter.add_losses(metrics)
-                meter.restart_clock()
-                log.info("Compiled in %.1f s.", time.perf_counter() - before - waited)
-                pending = None
-            bar.update()
-            done = step + 1
-            last = done == train.steps or stop.signal is not None
-            if last or done % train.log_every == 0:
-                if pending:
-                    meter.add(*pending)
-                pending = None
-                values = meter.report(modalities) | {"lr": float(schedule(step))}
-                writer.write(done, "train", values)
-                log.info(readable(done, train.steps, values))
-                meter.reset()
-            with meter.paused():
-                if held_out and not stop.signal and (done % train.eval_every == 0 or last):
-                    values = evaluate(program, state["params"], held_out, modalities)
-                    writer.write(done, "validation", values)
-                    parts = {name: round(loss, 3) for name, loss in values["loss_by_modality"].items()}
-                    log.info("validation  loss %.4f %s", values["loss"], parts)
-                if last or done % train.save_every == 0:
-                    checkpoints.save(done, state, kept_config, vocabulary)
-            if last:
-                break
+    checks.require_same_everywhere(config, workdir / "cache")
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", CheckpointSettings.from_config(train))) as checkpoints:
+        problems = checks.config_problems(config, vocabulary, jax.device_count()) + checks.cache_problems(config)
+        problems += checkpoint_problems(checkpoints, config, vocabulary)
+        fresh = checkpoints.latest() is None
+        if fresh and train.get("start_from"):
+            problems += checks.problem_of(require_start, train.start_from, config, vocabulary)
+        checks.refuse(problems)
+        with clock.within("restore"):
+            point = resume_point(checkpoints, config, vocabulary) or begin(config)
+        if point.step >= train.steps:
+            log.info("Training is done: step %d of %d is in %s.", point.step, train.steps, checkpoints.directory)
+            return
+        keep_compiled(workdir / "compiled", train)
+        mesh = make_mesh(config.mesh)
+        model = ModelConfig.from_config(config.model, vocabulary)
+        program = train_step.build(model, train, mesh, 1 + len(vocabulary.modalities), vocabulary)
+        checks.refuse(checks.memory_problems(program))
+        name = write_run_folder(workdir / "logs", run_name(began), config).name
+        goodput = Goodput(workdir / "logs" / "goodput.jsonl", clock, name, multihost.leads())
+        with contextlib.closing(MetricsWriter(workdir / "logs", point.step)) as writer:
+            training = Training(config, vocabulary, model, program, checkpoints, point, clock, goodput, writer)
+            training.go()
+
+
+@dataclasses.dataclass
+class Pending:
+    """A step whose metrics are still on the device."""
+
+    step: int  # steps done with it
+    metrics: Metrics
+    batch: Batch | None  # None for the first step, which compiles: its loss counts, its time does not
+
+
+class Bad(NamedTuple):
+    """How many bad steps in a row there have been up to a step."""
+
+    step: int
+    in_a_row: int
+
+
+class Training:
+    """One start of a run, from a step on."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        vocabulary: Vocabulary,
+        model: ModelConfig,
+        program: Program,
+        checkpoints: Checkpoints,
+        point: Resumed,
+        clock: Clock,
+        goodput: Goodput,
+        writer: MetricsWriter,
+    ):
+        self.config, self.train, self.vocabulary, self.model = config, config.train, vocabulary, model
+        self.program, self.checkpoints, self.point = program, checkpoints, point
+        self.clock, self.goodput, self.writer = clock, goodput, writer
+        self.modalities = ("text", *vocabulary.modalities)
+        self.logs = pathlib.Path(config.workdir) / "logs"
+        self.patience = guard_settings(self.train).patience
+        self.schedule, self.stop = make_schedule(self.train), StopRequest()
+        self.profiler = Profiler(
+            self.logs / "profile", self.train.get("profile_steps") or 5, self.train.get("profile_at") or None
+        )
+        self.starvation = StarvationWarning(self.train.get("data_wait_warning", 0.1))
+        self.progress, self.source = point.progress, self._source(point)
+        share = len(self.source.rows) / self.train.batch_size
+        self.meter, self.watch = Meter(model, program.mesh.size, clock, share, program.frozen_matrices), DeviceWatch()
+        self.held_out = (
+            HeldOut(config, program, vocabulary, point.history[-1].mixture) if self.train.eval_every else None
+        )
+
+    def _source(self, point: Resumed) -> Any:
+        return batches(self.config, self.program, self.vocabulary, "train", point.history, self.train.steps)
+
+    def go(self) -> None:
+        """Trains to the end, or until the run is asked to stop."""
+        train, program = self.train, self.program
+        log.info("%s parameters on mesh %s", f"{program.parameters:,}", dict(program.mesh.shape))
+        if program.trained_parameters < program.parameters:
+            log.info("%s of them are trained.", f"{program.trained_parameters:,}")
+        peak = "MFU counts 6N + attention over non-padding tokens, against %.3g FLOP/s (%s)"
+        log.info(peak, *peak_flops(program.mesh.size))
+        fresh = not self.checkpoints.holds(self.point.step)
+        if not fresh:
+            log.info("Resuming at step %d of %d.", self.point.step, train.steps)
+        with self.clock.within("startup" if fresh else "restore"):
+            state = self._state_at(self.point.step)
+        if fresh and train.get("start_from"):  # a run that begins is its own, whatever becomes of the other
+            self._save(0, state, None)
+        self.goodput.event("resume", self.point.step)
+        bar = tqdm(
+            total=train.steps, initial=self.point.step, unit="step", desc="train", smoothing=0.05, mininterval=1.0,
+            disable=None if multihost.leads() else True,
+        )  # fmt: skip
+        with (
+            self.stop.listening(), self.profiler.listening(), contextlib.closing(self.watch),
+            logging_redirect_tqdm(), bar,
+        ):  # fmt: skip
+            try:
+                done, ended = self._steps(state, bar)
+            except BaseException as e:
+                self.goodput.event("end", reason=type(e).__name__)
+                raise
+            with self.clock.within("checkpoint"):
+                self.checkpoints.wait()
+        self.goodput.event("end", done, reason="finished" if ended else f"signal {self.stop.signal}")
+        if not ended:
+            took = f", {time.monotonic() - self.stop.since:.1f} s after it came," if self.stop.since else ""
+            log.info("Stopped by signal %d%s after step %d; step %d is saved. Run the same command to go on.",
+                     self.stop.signal, took, done, self.checkpoints.latest() or 0)  # fmt: skip
+            sys.exit(128 + (self.stop.signal or 0))
+        left_out = sum(sum(packer.left_out.values()) for _, packer in self.source.stages)
+        if left_out:
+            log.warning("%d draws found no room in their group and were left out (they come next epoch).", left_out)
+
+    def _state_at(self, step: int) -> State:
+        """What a checkpoint holds; before the first one, what the run begins with. UserError if it is gone."""
+        program, seed, where = self.program, self.config.seed, self.checkpoints.directory
+        if self.checkpoints.holds(step):
+            if self.checkpoints.has_optimizer(step):
+                return self._restored(step)
+            log.info("Starting from the converted weights in %s/%d, with a fresh optimizer.", where, step)
+            return program.begin(start_params(where, self.model, self.vocabulary, program, seed, step))
+        if step:
+            raise UserError(f"The run must go back to step {step}, whose checkpoint is not in {where} any more.")
+        if other := self.train.get("start_from"):
+            return program.begin(start_params(other, self.model, self.vocabulary, program, seed))
+        return program.init(seed)
+
+    def _restored(self, step: int) -> State:
+        """A checkpoint's state; one from before there was a guard, or an average, begins those anew."""
+        program, there = self.program, self.checkpoints.items(step)
+        wanted = {name: part for name, part in program.abstract_state.items() if name in there}
+        state = self.checkpoints.restore(step, wanted)
+        if missing := program.abstract_state.keys() - state.keys():
+            log.warning("Checkpoint %d has no %s: begun anew.", step, ", ".join(sorted(missing)))
+            state |= program.anew(state["params"], missing)
+        return state
+
+    def _iterate(self, step: int) -> Iterator[tuple[int, Batch]]:
+        """(steps done before it, batch), from a step on."""
+        offset = self.progress.batch_offset
+        self.source.steps = self.train.steps + offset
+        found = ((number - offset, batch) for number, batch in iterate(self.source, step + offset))
+        return self.clock.waiting(found, self.watch.idle_since)
+
+    def _steps(self, state: State, bar: tqdm) -> tuple[int, bool]:
+        """Returns the number of steps done, and whether that is all."""
+        train, program, start = self.train, self.program, self.point.step
+        pending: Pending | None = None
+        ahead, compiled = self._iterate(start), False
+        done, bad = start, Bad(start, 0)
+        while True:
+            step, batch = next(ahead)
             before = time.perf_counter()
-    if stop.signal is not None and done < train.steps:
-        log.info("Stopped by signal %d; step %d is saved. Run the same command to go on.", stop.signal, done)
-        sys.exit(128 + stop.signal)
-    left_out = sum(sum(packer.left_out.values()) for _, packer in source.stages)
-    if left_out:
-        log.warning("%d draws found no room in their group and were left out (they come again next epoch).", left_out)
+            state, metrics = program.step(state, program.place(batch, self.source.rows, train.batch_size))
+            self.watch.given(metrics.loss)
+            done = step + 1
+            bad = self._read(pending)  # one step late: the device already has the next one to do
+            pending = Pending(done, metrics, batch)
+            if not compiled:
+                pending.batch, compiled = None, True
+                bad, pending = self._read(pending), None
+                self.meter.restart_clock()
+                self.goodput.event("first_step", done)
+                log.info("Compiled and the first step done in %.1f s.", time.perf_counter() - before)
+            bar.update(done - bar.n)
+            every = train.get("check_hosts_every", 1000)
+            if jax.process_count() > 1 and every and done % every == 0:
+                self._compare_hosts(step)
+            self.profiler.after(done, metrics.loss)
+            asked = self.stop.after(done)
+            last = asked or done == train.steps
+            logs, evaluates = last or done % train.log_every == 0, not asked and self._evaluates(done, last)
+            saves = last or done % train.save_every == 0
+            if logs or evaluates or saves:
+                # The step that the patience ends with is the same whether this one was read or not.
+                if pending and not self._hopeless(bad):
+                    bad = self._read(pending)
+                pending = None
+            if self._hopeless(bad) and not asked:
+                state, ahead, done = self._roll_back(state, bad.step)
+                pending = None
+                bar.reset(train.steps)
+                bar.update(done)
+                continue
+            if logs:
+                self._log(done, step)
+            metric = self._evaluate(state, done) if evaluates else None
+            # While steps are bad nothing is saved: what is gone back to, and when, is the same however a run is stopped.
+            ends = done == train.steps and not self._hopeless(bad)
+            if saves and (not bad.in_a_row or ends):
+                if done % train.save_every == 0 and not bad.in_a_row:
+                    self.progress = self.progress.saved(done)
+                with self.clock.within("checkpoint"):
+                    self._save(done, state, metric)
+            if last:
+                return done, ends
+
+    def _evaluates(self, done: int, last: bool) -> bool:
+        if self.held_out is None:
+            return False
+        return last or done % self.train.eval_every == 0
+
+    def _hopeless(self, bad: Bad) -> bool:
+        return 0 < self.patience <= bad.in_a_row
+
+    def _read(self, pending: Pending | None) -> Bad:
+        """Counts a step's metrics, which waits for it; how many bad steps in a row there have been with it."""
+        if pending is None:
+            return Bad(0, 0)
+        metrics = pending.metrics
+        if pending.batch is None:
+            self.meter.add_losses(metrics)
+        else:
+            self.meter.add(metrics, pending.batch)
+        if not bool(metrics.ok):
+            self._note_skipped(pending)
+        return Bad(pending.step, int(metrics.in_a_row))
+
+    def _note_skipped(self, pending: Pending) -> None:
+        """What was in a batch that was not trained on: logs/skipped.jsonl."""
+        metrics, number = pending.metrics, pending.step - 1 + self.progress.batch_offset
+        norm, loss = float(metrics.grad_norm), float(metrics.loss)
+        log.warning("Step %d is skipped: loss %.4g, gradient norm %.4g (%d in a row, %d in all).",
+                    pending.step, loss, norm, int(metrics.in_a_row), int(metrics.skipped))  # fmt: skip
+        if not multihost.leads():
+            return
+        line = {"step": pending.step, "batch": number, "loss": str(loss), "grad_norm": str(norm)}
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.logs / "skipped.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"records": self.source.records(number)}) + "\n")
+
+    def _roll_back(self, state: State, reached: int) -> tuple[State, Iterator[tuple[int, Batch]], int]:
+        """The last ordinary save, and the batches after those that were bad. UserError if that has not helped."""
+        to = self.progress.base
+        again = sum(1 for _, earlier in self.progress.rollbacks if earlier == to)
+        if again >= ROLLBACKS:
+            raise UserError(
+                f"Training does not get past step {to}: after {again} returns to it {self.patience} steps in a row are "
+                f"bad again ({self.logs}/skipped.jsonl). Lower train.learning_rate, or go on from an older checkpoint."
+            )
+        log.warning("%d bad steps in a row: back from step %d to %d, and on with the batches after them.",
+                    self.patience, reached, to)  # fmt: skip
+        jax.tree.map(lambda x: x.delete(), state)  # before the other comes: they are not held twice
+        with self.clock.within("restore"):
+            self.checkpoints.leave(to)  # a preemption's: a restart would go on from there, and in another way
+            state = self._state_at(to)
+        self.progress = self.progress.rolled_back(reached)
+        state["guard"] = {**state["guard"], "in_a_row": state["guard"]["in_a_row"] * 0}
+        self.writer.rewind(to)
+        self.meter.reset()
+        self.goodput.event("rollback", to, reached=reached)
+        return state, self._iterate(to), to
+
+    def _compare_hosts(self, step: int) -> None:
+        """That every host would read the same global batch. UserError in all of them if not."""
+        number = step + self.progress.batch_offset
+        whole = self.source.global_rows(number, range(self.train.batch_size))
+        multihost.require_same(
+            f"Batch {number}", multihost.digest(whole),
+            "Compare their token caches by `anygpt inspect --verify`; nothing of this batch is saved.",
+        )  # fmt: skip
+        multihost.compare_clocks()
+
+    def _log(self, done: int, step: int) -> None:
+        values = self.meter.report(self.modalities, self.train.steps - done) | {"lr": float(self.schedule(step))}
+        self.writer.write(done, "train", values)
+        log.info(readable(done, self.train.steps, values))
+        self.starvation.see(values["data_wait"], done)
+        self.goodput.event("log", done)
+        self.meter.reset()
+
+    def _evaluate(self, state: State, done: int) -> dict[str, float] | None:
+        assert self.held_out is not None
+        with self.clock.within("evaluation"):
+            values = self.held_out.evaluate(state["params"])
+        if values is None:
+            return None
+        self.writer.write(done, "validation", values)
+        parts = {name: round(loss, 3) for name, loss in values["loss_by_modality"].items()}
+        tasks = {name: round(losses["loss"], 3) for name, losses in values.get("loss_by_task", {}).items()}
+        log.info("validation  loss %.4f %s %s", values["loss"], parts, tasks or "")
+        return {"loss": values["loss"]}
+
+    def _save(self, done: int, state: State, metric: dict[str, float] | None) -> None:
+        self.checkpoints.save(done, state, self.point.config, self.vocabulary, self.progress.to_json(), metric)
+        self.goodput.event("save", done)

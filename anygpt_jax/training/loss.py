@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float, Int
 
+from anygpt_jax.errors import UserError
 from anygpt_jax.model.decoder import Decoder, project
 from anygpt_jax.model.sharding import constrain
+from anygpt_jax.vocabulary import Vocabulary
 
 
 class LossSums(NamedTuple):
@@ -119,6 +122,12 @@ def _head_loss_backward(z_loss: float, chunks: int, ids: int | None, saved: tupl
 head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
+def trained_weights(batch: Mapping[str, Array], by_modality: Sequence[float] | None = None) -> Float[Array, "B L"]:
+    """How much each target counts in the training loss: its own weight times its modality's."""
+    weights = batch["loss_weights"]
+    return weights if by_modality is None else weights * jnp.asarray(by_modality, weights.dtype)[batch["modality"]]
+
+
 def losses(
     decoder: Decoder,
     batch: Mapping[str, Array],
@@ -126,22 +135,42 @@ def losses(
     z_loss: float = 0.0,
     weight: Array | None = None,
     chunks: int = 1,
+    by_modality: Sequence[float] | None = None,
 ) -> tuple[Float[Array, ""], LossSums]:
     """Runs the decoder on a packed batch: the training loss, and its parts, which have no derivative.
 
     The loss is the mean cross entropy + z_loss · the mean (log Z)², over `weight`, by default the batch's own: the
     losses of a batch's parts over the weight of the whole add up to the whole's. `batch["modality"]` (of the
-    target) is below `modalities`.
+    target) is below `modalities`. `by_modality` weighs the loss (`trained_weights`) and leaves its parts as they are.
     """
-    weights = batch["loss_weights"]
-    total = jnp.maximum(weights.sum() if weight is None else weight, 1.0)
+    weights, trained = batch["loss_weights"], trained_weights(batch, by_modality)
+    total = trained.sum() if weight is None else weight
+    total = jnp.where(total > 0, total, 1.0)
     hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     loss, (nll, log_z) = head_loss(
-        hidden, decoder.head_matrix(), batch["targets"], weights / total, z_loss, chunks, decoder.config.ids
+        hidden, decoder.head_matrix(), batch["targets"], trained / total, z_loss, chunks, decoder.config.ids
     )
     weights_BLM = weights[..., None] * jax.nn.one_hot(batch["modality"], modalities)
 
-    def by_modality(x_BL: Array) -> Array:
+    def parts(x_BL: Array) -> Array:
         return jnp.einsum("BL,BLM->M", x_BL, weights_BLM)
 
-    return loss, LossSums(by_modality(nll), by_modality(jnp.ones_like(nll)), by_modality(jnp.square(log_z)))
+    return loss, LossSums(parts(nll), parts(jnp.ones_like(nll)), parts(jnp.square(log_z)))
+
+
+def modality_weights(
+    train: ml_collections.ConfigDict, modalities: int, vocabulary: Vocabulary | None
+) -> tuple[float, ...] | None:
+    """`train.loss_weights` by modality, text first; None if all are 1. UserError if one is unknown or negative."""
+    given = {name: float(weight) for name, weight in dict(train.get("loss_weights") or {}).items()}
+    given = {name: weight for name, weight in given.items() if weight != 1}  # which says nothing, of any modality
+    if vocabulary is None or not given:
+        return None
+    names = ("text", *vocabulary.modalities)
+    for name, weight in given.items():
+        if name not in names:
+            raise UserError(f"train.loss_weights has '{name}'; the vocabulary's modalities are {', '.join(names)}.")
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"train.loss_weights.{name}={weight} must not be negative.")
+    assert len(names) == modalities
+    return tuple(given.get(name, 1.0) for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -29,19 +29,28 @@ from anygpt_jax.model.sharding import (
 )
 from anygpt_jax.training.checks import layout_problems, refuse
 from anygpt_jax.training.compiler import compiler_options
-from anygpt_jax.training.loss import LossSums, losses
+from anygpt_jax.training.ema import averaged, ema_decay
+from anygpt_jax.training.guard import chosen, fresh_guard, guard_settings, judged
+from anygpt_jax.training.loss import LossSums, losses, modality_weights, trained_weights
 from anygpt_jax.training.optimizer import make_optimizer
+from anygpt_jax.training.trainable import merge, new_rows, path_of, split, trained_paths
+from anygpt_jax.vocabulary import Vocabulary
 
-State = dict[str, Any]  # {"params": nested dict of arrays, "optimizer": optax state}
+# {"params": nested dict of arrays, "optimizer": optax state of those that are trained, "guard": `guard.GuardState`,
+# and with `train.ema_decay` "ema": float32, as the params}
+State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """What a step tells; on the device until it is read."""
 
-    sums: LossSums
+    sums: LossSums  # of the batch as it is; not finite perhaps, if the step was not ok
     loss: jax.Array
-    grad_norm: jax.Array  # before clipping
+    grad_norm: jax.Array  # before clipping, of what is trained
+    ok: jax.Array  # bool: the step was taken; otherwise nothing but counters changed
+    skipped: jax.Array  # int32: steps not taken so far, this one included
+    in_a_row: jax.Array  # int32: those since the last one that was
 
 
 jax.tree_util.register_dataclass(Metrics)
@@ -51,18 +60,23 @@ jax.tree_util.register_dataclass(Metrics)
 class Program:
     """The compiled functions of a run and the layout of what they take.
 
-    `init(seed)` → state; `step(state, batch)` → (state, Metrics), the given state is consumed;
-    `evaluate(params, batch)` → LossSums; `gradients(params, batch)` → (loss, LossSums, gradients). Batches are global arrays, see `place`.
+    `init(seed)` → state; `begin(params)` → the state of a run that starts from these, which are consumed;
+    `step(state, batch)` → (state, Metrics), the given state is consumed; `evaluate(params, batch)` → LossSums;
+    `gradients(params, batch)` → (loss, LossSums, gradients of what is trained). Batches are global arrays, see `place`.
     """
 
     mesh: Mesh
     abstract_state: State  # ShapeDtypeStructs with shardings: what a checkpoint is restored to
     init: Callable[[int], State]
+    begin: Callable[[Any], State]
+    anew: Callable[[Any, Collection[str]], State]  # (params, names): guard and ema, as `begin` has them
     step: Callable[[State, Any], tuple[State, Metrics]]
     evaluate: Callable[[Any, Any], LossSums]
     gradients: Callable[[Any, Any], tuple[jax.Array, LossSums, Any]]  # before clipping; what a step begins with
     lower_step: Callable[[int, int], jax.stages.Lowered]  # (batch_size, seq_len); on devices that need not exist
     parameters: int
+    trained_parameters: int
+    frozen_matrices: int  # parameters that multiply and do not change
     compiler_options: dict[str, Any]  # that the step is compiled with
 
     def place(self, batch: Batch, rows: range, batch_size: int) -> dict[str, jax.Array]:
@@ -109,17 +123,37 @@ def accumulated(function: Callable, parts: Any) -> Any:
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, modalities: int) -> Program:
-    """`modalities` counts text and the vocabulary's blocks. UserError if the shapes do not divide the mesh."""
+def build(
+    model: ModelConfig,
+    train: ml_collections.ConfigDict,
+    mesh: Mesh,
+    modalities: int,
+    vocabulary: Vocabulary | None = None,
+) -> Program:
+    """`modalities` counts text and the vocabulary's blocks. UserError if the shapes do not divide the mesh.
+
+    The vocabulary says what `train.loss_weights` and `train.new_rows_only` mean. A plan does without it: neither
+    changes how long a step takes.
+    """
     refuse(layout_problems(vars(model), model.attention, train, mesh.shape))
+    by_modality = modality_weights(train, modalities, vocabulary)
+    first_new = (vocabulary.text_size if vocabulary else 0) if train.get("new_rows_only") else None
+    guarding, decay = guard_settings(train), ema_decay(train)
     optimizer = make_optimizer(train)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
     shapes = nnx.to_pure_dict(abstract)
     weights_on = param_shardings(abstract, mesh)
     params_on = between_steps(shapes, weights_on)
     replicated = NamedSharding(mesh, PartitionSpec())
-    optimizer_on = like_params(jax.eval_shape(optimizer.init, shapes), params_on, mesh)
-    state_on = {"params": params_on, "optimizer": optimizer_on}
+    trained = trained_paths(shapes, train)
+    trained_shapes, trained_on = split(shapes, trained)[0], split(params_on, trained)[0]
+    state_on = {
+        "params": params_on,
+        "optimizer": like_params(jax.eval_shape(optimizer.init, trained_shapes), trained_on, mesh),
+        "guard": {name: replicated for name in fresh_guard()},
+    }
+    if decay:
+        state_on["ema"] = params_on
     batch_on = batch_sharding(mesh)
 
     def in_compute_dtype(params: Any) -> Any:
@@ -128,9 +162,19 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
             lambda path, p: p if path[-1].key.endswith("norm") else p.astype(model.dtype), params
         )
 
+    def first_average(params: Any) -> Any:
+        return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+
+    def begin(params: Any) -> State:
+        state = {"params": params, "optimizer": optimizer.init(split(params, trained)[0]), "guard": fresh_guard()}
+        return state | ({"ema": first_average(params)} if decay else {})
+
+    def anew(params: Any, names: Collection[str]) -> State:
+        makers = {"guard": lambda params: fresh_guard(), "ema": first_average}
+        return {name: jax.jit(makers[name], out_shardings=state_on[name])(params) for name in names}
+
     def new_state(key: jax.Array) -> State:
-        params = nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(key)), nnx.Param))
-        return {"params": params, "optimizer": optimizer.init(params)}
+        return begin(nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(key)), nnx.Param)))
 
     def evaluate(params: Any, batch: Any) -> LossSums:
         weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
@@ -143,27 +187,43 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         return jax.tree.map(lambda x: x.sum(0), found)
 
     def gradients(params: Any, batch: Any) -> tuple[jax.Array, LossSums, Any]:
-        total = batch["loss_weights"].sum()
+        total = trained_weights(batch, by_modality).sum()
         weights = jax.lax.with_sharding_constraint(in_compute_dtype(params), weights_on)
 
-        def loss(weights: Any, rows: Any) -> tuple[jax.Array, LossSums]:
-            return losses(nnx.merge(graph, weights), rows, modalities, train.z_loss, total, train.loss_chunks)
+        def with_gradient(weights: Any, rows: Any) -> tuple[tuple[jax.Array, LossSums], Any]:
+            ours, others = split(weights, trained)
+
+            def loss(ours: Any) -> tuple[jax.Array, LossSums]:
+                decoder = nnx.merge(graph, merge(ours, others))
+                return losses(decoder, rows, modalities, train.z_loss, total, train.loss_chunks, by_modality)
+
+            return jax.value_and_grad(loss, has_aux=True)(ours)
 
         def one(rows: Any) -> tuple[tuple[jax.Array, LossSums], Any]:
-            values, found = by_replica(jax.value_and_grad(loss, has_aux=True))(weights, rows)
-            return values, sum_within_slices(found, params_on, mesh)
+            values, found = by_replica(with_gradient)(weights, rows)
+            return values, sum_within_slices(found, trained_on, mesh)
 
         parts = accumulated(one, rows_by_replica(batch, mesh, train.microbatches))
         (value, sums), found = jax.tree.map(lambda x: x.sum(0), parts)
-        found = jax.tree.map(lambda g, p: g.astype(p.dtype), found, params)
-        return value, sums, jax.lax.with_sharding_constraint(found, params_on)
+        found = jax.tree.map(lambda g, p: g.astype(p.dtype), found, trained_shapes)
+        if first_new is not None:
+            found = new_rows(found, jax.tree.map(jnp.zeros_like, found), first_new)
+        return value, sums, jax.lax.with_sharding_constraint(found, trained_on)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         value, sums, found = gradients(state["params"], batch)
-        updates, optimizer_state = optimizer.update(found, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        metrics = Metrics(sums, value, optax.global_norm(found))
-        return {"params": params, "optimizer": optimizer_state}, metrics
+        norm = optax.global_norm(found)
+        ok, guard = judged(state["guard"], value, norm, guarding)
+        ours, others = split(state["params"], trained)
+        updates, optimizer_state = optimizer.update(found, state["optimizer"], ours)
+        stepped = optax.apply_updates(ours, updates)
+        if first_new is not None:
+            stepped = new_rows(stepped, ours, first_new)
+        params = merge(chosen(ok, stepped, ours), others)
+        after = {"params": params, "optimizer": chosen(ok, optimizer_state, state["optimizer"]), "guard": guard}
+        if decay:
+            after["ema"] = chosen(ok, averaged(state["ema"], params, decay), state["ema"])
+        return after, Metrics(sums, value, norm, ok, guard["skipped"], guard["in_a_row"])
 
     def on_mesh(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -191,6 +251,8 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
         mesh=mesh,
         abstract_state=abstract_state,
         init=on_mesh(lambda seed: init(jax.random.key(seed))),
+        anew=on_mesh(anew),
+        begin=on_mesh(jax.jit(begin, in_shardings=(params_on,), out_shardings=state_on, donate_argnums=0)),
         step=on_mesh(jitted_step),
         evaluate=on_mesh(jax.jit(evaluate, in_shardings=(params_on, batch_on), out_shardings=replicated)),
         gradients=on_mesh(jax.jit(gradients, in_shardings=(params_on, batch_on))),
@@ -198,5 +260,11 @@ def build(model: ModelConfig, train: ml_collections.ConfigDict, mesh: Mesh, moda
             lambda batch_size, seq_len: jitted_step.lower(abstract_state, abstract_batch(batch_size, seq_len, batch_on))
         ),
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)),
+        trained_parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained_shapes)),
+        frozen_matrices=sum(
+            int(np.prod(leaf.shape))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(split(shapes, trained)[1])
+            if path_of(path) != "embedding" or model.tied_embeddings  # an untied one is looked up alone
+        ),
         compiler_options=options,
     )
