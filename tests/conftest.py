@@ -13,6 +13,16 @@ import pytest
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.text import TextTokenizer
 
+# Files that take minutes begin first, so that no worker is left alone with one at the end.
+LONGEST = (
+    "test_killed",
+    "test_tokenize_killed",
+    "test_topology",
+    "test_planning_compile",
+    "test_convert_gguf",
+    "test_hosts",
+)
+
 REAL = (base._entry_points, TextTokenizer.__dict__["load"])
 
 
@@ -32,3 +42,7 @@ def forgotten_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))  # a stable sort

@@ -146,11 +146,13 @@ def test_metrics_are_remembered_by_the_next_run(tmp_path):
 
 def test_settings_come_from_the_config_and_old_configs_go_on_working():
     train = synthetic.config("nowhere").train
-    assert CheckpointSettings.from_config(train) == CheckpointSettings(keep=Retention(last=2))
+    assert CheckpointSettings.from_config(train) == CheckpointSettings(
+        keep=Retention(last=2, ordinary=4), mirror_keep=Retention(ordinary=4)
+    )
     train.update(keep_every=100, keep_best=3, checkpoint_mirror="gs://b/c", mirror_keep_checkpoints=1)
     train.update(mirror_keep_every=50, keep_metric="loss", verify_checkpoints=False)
     assert CheckpointSettings.from_config(train) == CheckpointSettings(
-        Retention(2, 100, 3), "gs://b/c", Retention(1, 50), verify=False
+        Retention(2, 100, 3, ordinary=4), "gs://b/c", Retention(1, 50, ordinary=4), verify=False
     )
     train.update(keep_checkpoints=0, mirror_keep_every=-1)
     with pytest.raises(UserError, match=r"keep_checkpoints=0 .*\n.*mirror_keep_every=-1"):

@@ -132,6 +132,7 @@ def test_decodes_as_the_reference(ratios, levels):
     assert not sound[:, theirs.shape[1] :].any()
 
 
+@pytest.mark.slow
 def test_rows_of_unequal_length_are_as_if_alone():
     _, ours = pair((2, 5, 3))
     lengths = [301, 1, 97, 0]

@@ -131,6 +131,7 @@ def test_decodes_as_the_reference(frames, levels):
     assert relative(sound, theirs) < 2e-5
 
 
+@pytest.mark.slow
 def test_rows_of_unequal_length_are_as_if_alone():
     _, ours = pair()
     lengths = [301, 1, 97, 0]
@@ -257,6 +258,7 @@ def test_windowed_attention_in_blocks(steps):
     np.testing.assert_allclose(mimi_transformer.windowed_attention(q, k, v, 7), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_piece_by_piece_is_as_the_whole():
     _, ours = pair()
     n = 61 * HOP - 11

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
+from flax import nnx
 
 from anygpt_jax import cli
 from anygpt_jax.errors import UserError
@@ -119,16 +120,18 @@ NEW = 20
 def greedy(decoder, prompt: list[int]) -> list[int]:
     """NEW more ids by the decoder's own cache."""
 
+    graph, weights = nnx.split(decoder)
+
     @jax.jit
-    def step(ids, positions, cache):
-        logits, cache = decoder.decode(ids, positions, cache)
+    def step(weights, ids, positions, cache):
+        logits, cache = nnx.merge(graph, weights).decode(ids, positions, cache)
         return jnp.argmax(logits[0, -1]), cache
 
     cache = init_cache(decoder.config, 1, len(prompt) + NEW)
-    token, cache = step(np.array([prompt]), np.arange(len(prompt))[None], cache)
+    token, cache = step(weights, np.array([prompt]), np.arange(len(prompt))[None], cache)
     ids = [*prompt, int(token)]
     while len(ids) < len(prompt) + NEW:
-        token, cache = step(np.array([ids[-1:]]), np.array([[len(ids) - 1]]), cache)
+        token, cache = step(weights, np.array([ids[-1:]]), np.array([[len(ids) - 1]]), cache)
         ids.append(int(token))
     return ids
 

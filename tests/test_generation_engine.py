@@ -127,6 +127,7 @@ def test_greedy_equals_a_loop_without_cache(plan):
         assert answer.ids.tolist() == written
 
 
+@pytest.mark.slow
 def test_a_seed_decides_whatever_the_batch():
     g = generator()
     given, plan = prompts(24, seed=5), ("text", "music")

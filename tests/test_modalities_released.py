@@ -136,6 +136,7 @@ def test_codes_are_those_of_the_network(tokenizers, files):
     np.testing.assert_array_equal(tokenizers["music of two levels"].encode([sound])[0].reshape(-1, 2), codes[:, :2])
 
 
+@pytest.mark.slow
 def test_speech_takes_the_voice_of_a_prompt_and_all_codes_decode_as_they_are(tokenizers, files):
     speech = tokenizers["speech"]
     media = sounds()[:2]

@@ -60,6 +60,7 @@ def test_an_unknown_format_is_refused():
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8"])
+@pytest.mark.slow
 def test_a_quantized_model_is_near_the_exact_one_on_a_mesh_and_learns(name):
     vocabulary, config = synthetic.vocabulary(), synthetic.config("unused", batch_size=8, learning_rate=2e-2)
     ids = np.random.default_rng(0).integers(3, vocabulary.size, (8, 64)).astype(np.int32)

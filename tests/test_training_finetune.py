@@ -117,6 +117,7 @@ def test_patterns_that_describe_nothing_are_refused(change, words):
 EMBEDDINGS = {"trainable": ("embedding", "head"), "weight_decay": 0.05}
 
 
+@pytest.mark.slow
 def test_what_is_frozen_keeps_its_bits_and_has_no_moments_and_no_gradient():
     made = program(EMBEDDINGS)
     before, state, metrics = two_steps(made)
@@ -349,6 +350,7 @@ def test_converting_merges_adapters(tmp_path):
     assert np.abs(forward(lora.without(model_of(config)), merge(found, {}), TOKENS)[..., :ids]).max() > 0.5
 
 
+@pytest.mark.slow
 def test_adapters_begin_beside_weights_that_have_none(tmp_path):
     base = config_of()
     params = lively(model_of(base))

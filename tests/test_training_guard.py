@@ -214,6 +214,7 @@ def test_an_average_that_is_none_is_refused(decay):
         ema_decay(train)
 
 
+@pytest.mark.slow
 def test_modalities_are_weighted_in_the_loss_and_not_in_what_is_reported():
     plain, weighted = program_of()[0], program_of(loss_weights=ImageHalf())[0]
     params = nnx.to_pure_dict(nnx.state(Decoder(model_of(settings()), rngs=nnx.Rngs(0)), nnx.Param))

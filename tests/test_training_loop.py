@@ -110,23 +110,22 @@ def wait_for(process, path, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, how):
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
     """Long enough that the signal comes well before the end; compared bit by bit with an undisturbed run."""
     calm = start_run(tmp_path / "calm", steps=300, save_every=50, eval_every=0)
     shutil.copytree(tmp_path / "calm", tmp_path / "stopped")
     stopped = synthetic.config(tmp_path / "stopped", **calm.train)
     process = launch(stopped)
     wait_for(process, tmp_path / "stopped" / "checkpoints" / "50")
-    process.send_signal(how)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     reached = Checkpoints(tmp_path / "stopped" / "checkpoints")
     step = reached.latest()
     reached.close()
     assert 50 <= step < 300
-    if how == signal.SIGTERM:
-        assert lines(stopped)[-1]["step"] == step
+    assert lines(stopped)[-1]["step"] == step
     loop.run(stopped)
     loop.run(calm)
     equal_bits(final_state(stopped), final_state(calm))
@@ -207,3 +206,35 @@ def test_inspect_counts_and_shows(undisturbed, tmp_path, capsys, monkeypatch):
     assert text.startswith("<s> [Human] w")
     assert text.endswith("<eoh> [AnyGPT] « <image:6 codes> <eos> »")
     assert text in printed
+
+
+def test_adapters_are_trained_beside_another_runs_parameters(undisturbed, tmp_path):
+    """A stage from another run, with LoRA: its base keeps every bit, and it goes on from its own checkpoints."""
+    shutil.copytree(pathlib.Path(undisturbed.workdir) / "cache", tmp_path / "cache")
+
+    def config(steps):
+        made = synthetic.config(
+            tmp_path, steps=steps, keep_checkpoints=9, eval_every=0, start_from=str(undisturbed.workdir),
+            trainable=(".*_lora_[ab]",), ema_decay=0.9,
+        )  # fmt: skip
+        made.model.update(lora_rank=2, lora_alpha=4.0, lora_targets="q,v")
+        return made
+
+    def params(step, item="params"):
+        return nnx.to_pure_dict(
+            nnx.state(restore_model(tmp_path / "checkpoints", step=step, ema=item == "ema").decoder, nnx.Param)
+        )
+
+    loop.run(config(8))
+    loop.run(config(12))
+    base, first, last = final_state(undisturbed)["params"], params(0), params(12)
+    adapters = {name for name in last["blocks"] if "_lora_" in name}
+    assert adapters == {"q_lora_a", "q_lora_b", "v_lora_a", "v_lora_b"}
+    for name, array in base["blocks"].items():
+        np.testing.assert_array_equal(array, last["blocks"][name])
+    np.testing.assert_array_equal(base["embedding"], last["embedding"])
+    assert not np.any(first["blocks"]["q_lora_b"]) and np.any(last["blocks"]["q_lora_b"])
+    assert np.any(params(12, "ema")["blocks"]["q_lora_b"])
+    assert lines(config(12))[-1]["loss"] < lines(undisturbed)[-1]["loss"]
+    events = [json.loads(x) for x in (tmp_path / "logs" / "goodput.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "resume"] == [0, 8]

@@ -95,6 +95,8 @@ def trained_run(workdir: pathlib.Path, evaluated: bool = False) -> pathlib.Path:
         if step % 100 == 0:
             rows.append({"step": step, "split": "validation", "loss": 4.0, "loss_by_modality": loss, "loss_by_task": {"image_to_text": {"loss": 2.0, "text": 2.0}, "documents": {"loss": 3.0}}})  # fmt: skip
     (logs / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    batches = [344, 345, 349, 345]  # one of them again after a restart, and a line that a kill cut off
+    (logs / "skipped.jsonl").write_text("".join(json.dumps({"batch": b}) + "\n" for b in batches) + '{"ba')
     events = [
         event("start", 1e9 + 10, None, "a"), event("resume", 1e9 + 10, 0, "a"),
         event("save", 1e9 + 30, 200, "a", spent={"step": 20.0}), event("log", 1e9 + 40, 300, "a", spent={"step": 30.0}),

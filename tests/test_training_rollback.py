@@ -136,6 +136,7 @@ def test_a_run_that_is_stopped_goes_back_to_the_same_steps(calm, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_save_goes_back_to_its_beginning(calm, tmp_path):
     rare = {"save_every": 45, "guard_factor": 1.15, "guard_warmup": 20}
     for name in ("calm", "stopped"):

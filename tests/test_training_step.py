@@ -89,6 +89,7 @@ def test_padding_of_the_vocabulary_is_no_part_of_the_softmax_and_gets_no_gradien
     np.testing.assert_array_equal(d_found[:, 11:], 0)
 
 
+@pytest.mark.slow
 def test_packed_loss_and_gradients_equal_the_padded_ones():
     made = records(9)
     packed = batch_of([made[:4], made[4:9]], 160)
@@ -214,6 +215,7 @@ def test_parts_of_a_step_change_nothing(mesh, parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_as_one_device_does():
     (params, out), (expected, out_1) = two_steps((1, 2, 2, 1, 2), "adamw"), two_steps(ONE, "adamw")
     np.testing.assert_allclose(out, out_1, rtol=1e-5)
@@ -239,6 +241,7 @@ def test_between_steps_replicas_share_the_state_where_it_divides():
     assert between_steps([shape], [sharding])[0].shard_shape(shape.shape) == (12, 2)
 
 
+@pytest.mark.slow
 def test_muon_on_a_mesh_trains_as_on_one_device():
     """Newton-Schulz amplifies rounding, hence the wider tolerance."""
     out, out_1 = two_steps((1, 2, 2, 1, 2), "muon")[1], two_steps(ONE, "muon")[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import time
@@ -39,8 +40,17 @@ def values(workdir: pathlib.Path) -> dict[str, Any]:
         "bar": _markup(report_charts.bar_svg(account.seconds, "where the time went")) if account else "",
         "starts": starts(account, started),
         "newest": started[-1] if started else {},
-        "skipped": sum(row.get("skipped", 0) for row in rows),
+        "skipped": len(skipped_batches(workdir / "logs" / "skipped.jsonl")),
     }
+
+
+def skipped_batches(path: pathlib.Path) -> set[int]:
+    """The numbers of the batches that were not trained on; a restart may have told one twice."""
+    found = set()
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError):  # cut off by a kill
+            found.add(int(json.loads(line)["batch"]))
+    return found
 
 
 def charts(rows: Sequence[Row], marks: Sequence[float]) -> list[dict[str, Any]]:

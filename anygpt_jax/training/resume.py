@@ -130,7 +130,7 @@ def _require_same_model(
     other = [
         name
         for name, usual in trained.items()
-        if then.config["train"].get(name, usual) != now["train"].get(name, usual)
+        if then.config.get("train", {}).get(name, usual) != now["train"].get(name, usual)
     ]
     if other and not converted:
         raise UserError(

@@ -19,7 +19,7 @@ from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.training import step as train_step
 from anygpt_jax.training.checkpoints import Checkpoints
 
-KILLS = int(os.environ.get("ANYGPT_KILLS", "6"))  # the set that a release is held to: 50
+KILLS = int(os.environ.get("ANYGPT_KILLS", "3"))  # the set that a release is held to: 50
 SAVE_EVERY = 10
 
 pytestmark = pytest.mark.slow
