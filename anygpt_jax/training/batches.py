@@ -32,8 +32,12 @@ def batches(
     split: str,
     history: Sequence[Stage],
     steps: int,
+    level: int = logging.INFO,
 ) -> BatchSource:
-    """The batches of a split. How many records are too long for a row, and which, is in logs/."""
+    """The batches of a split. How many records are too long for a row, and which, is in logs/.
+
+    What the plan is like is logged at `level`.
+    """
     train = config.train
     rule = train.get("long_records") or "drop"
     store = Store(pathlib.Path(config.workdir) / "cache", split)
@@ -61,7 +65,7 @@ def batches(
     for stage, (_, packer) in zip(history, stages, strict=True):
         planned = "%s: mixture %s; %d draws fill %d rows, the first %d of them to %.1f %%"
         filled = 100 * packer.fill(0)
-        log.info(planned, split, describe(stage), packer.draws, packer.group_rows, packer.rows, filled)
+        log.log(level, planned, split, describe(stage), packer.draws, packer.group_rows, packer.rows, filled)
     return BatchSource(stages, vocabulary, train.batch_size, steps, program.process_rows(train.batch_size))
 
 
@@ -80,13 +84,13 @@ class HeldOut:
         held = Manifest.load(pathlib.Path(config.workdir) / "cache").tasks
         weights = with_split(held, mixture.weights, "validation")
 
-        def source(weights: dict[str, float], count: int) -> BatchSource:
+        def source(weights: dict[str, float], count: int, level: int = logging.INFO) -> BatchSource:
             stage = Stage(0, MixtureSettings(weights, mixture.by, mixture.temperature))
-            return batches(config, program, vocabulary, "validation", (stage,), count)
+            return batches(config, program, vocabulary, "validation", (stage,), count, level)
 
         self._whole = source(weights, config.train.eval_batches) if weights else None
         count = config.train.get("eval_task_batches") or 0
-        self._by_task = {task: source({task: 1.0}, count) for task in (weights if count else ())}
+        self._by_task = {task: source({task: 1.0}, count, logging.DEBUG) for task in (weights if count else ())}
 
     def evaluate(self, params: Any) -> dict[str, Any] | None:
         """{"loss", "loss_by_modality", "loss_by_task": {task: {"loss", modality: loss, …}}}; None without the split.
