@@ -24,6 +24,7 @@ import pathlib
 import re
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -95,6 +96,10 @@ class Counts:
     @property
     def rejects(self) -> int:
         return sum(self.rejected.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, and the sum of the rejected."""
+        return {**dataclasses.asdict(self), "rejects": self.rejects}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,7 +173,6 @@ def test_a_process_that_is_killed_and_started_again_adds_up_to_the_time_on_the_w
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(loop, "Goodput"), reason="the loop keeps no account")
 def test_a_training_run_that_is_killed_and_resumed_accounts_for_all_its_time(tmp_path):
     synthetic.write_cache(tmp_path / "cache")
     config = synthetic.config(tmp_path, steps=400, save_every=50, log_every=10, eval_every=100)

@@ -90,7 +90,6 @@ def test_a_hanging_process_tells_where_it_hangs():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(loop, "Profiler") and "profiler" not in vars(loop), reason="the loop takes no traces")
 def test_a_training_run_traces_on_a_signal_and_goes_on(tmp_path):
     synthetic.write_cache(tmp_path / "cache")
     config = synthetic.config(tmp_path, steps=600, save_every=600, eval_every=0, log_every=10, profile_steps=3)

@@ -54,19 +54,13 @@ def summary(cache: pathlib.Path, manifest: Manifest) -> list[dict[str, Any]]:
             quantiles = (
                 [int(lengths.min()), *np.percentile(lengths, PERCENTILES), int(lengths.max())] if len(lengths) else []
             )
-            counts = manifest.counts(task, split)
             tokens = {m: sum(s.modalities.get(m, 0) for s in shards) for s in shards for m in s.modalities}
             rows.append(
                 {
                     "task": task,
                     "split": split,
                     "shards": len(shards),
-                    "inputs": counts.inputs,
-                    "records": counts.records,
-                    "tokens": counts.tokens,
-                    "filtered": counts.filtered,
-                    "rejects": counts.rejects,
-                    "rejected": counts.rejected,
+                    **manifest.counts(task, split).to_json(),
                     "modalities": tokens,
                     "lengths": [int(q) for q in quantiles],
                 }

@@ -78,15 +78,7 @@ def summary(manifest: Manifest) -> dict[str, dict[str, dict[str, Any]]]:
     for task, splits in manifest.tasks.items():
         found[task] = {}
         for split in splits:
-            counts = manifest.counts(task, split)
-            found[task][split] = {
-                "inputs": counts.inputs,
-                "records": counts.records,
-                "tokens": counts.tokens,
-                "filtered": counts.filtered,
-                "rejects": counts.rejects,
-                "rejected": counts.rejected,
-            }
+            found[task][split] = manifest.counts(task, split).to_json()
     return found
 
 

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -126,15 +126,13 @@ class Training:
             self.logs / "profile", self.train.get("profile_steps") or 5, self.train.get("profile_at") or None
         )
         self.starvation = StarvationWarning(self.train.get("data_wait_warning", 0.1))
-        self.progress, self.source = point.progress, self._source(point)
+        self.progress = point.progress
+        self.source = batches(config, program, vocabulary, "train", point.history, self.train.steps)
         share = len(self.source.rows) / self.train.batch_size
         self.meter, self.watch = Meter(model, program.mesh.size, clock, share, program.frozen_matrices), DeviceWatch()
         self.held_out = (
             HeldOut(config, program, vocabulary, point.history[-1].mixture) if self.train.eval_every else None
         )
-
-    def _source(self, point: Resumed) -> Any:
-        return batches(self.config, self.program, self.vocabulary, "train", point.history, self.train.steps)
 
     def go(self) -> None:
         """Trains to the end, or until the run is asked to stop."""
