@@ -9,7 +9,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     if size == "small":
         c.data.update(scenes=400, sentences=60, espeak_sentences=20, clips=80, dialogues=60, held_out=24)
         c.train.update(steps=120, log_every=20, eval_every=60, eval_batches=2, save_every=60)
-        c.evaluate.update(examples=8, untrained_examples=4)
+        c.evaluate.update(examples=8, dialogues=8, untrained_examples=4)
     elif size != "full":
         raise ValueError(f"the quickstart comes in the sizes full and small, not {size!r}")
     return c
@@ -25,7 +25,9 @@ def full() -> ml_collections.ConfigDict:
     c.data = d = ml_collections.ConfigDict()
     d.objects = 40
     d.scenes = 6000
-    d.sentences = 900  # distinct spoken sentences; each is heard in several pitches
+    d.two_objects = 0  # percent of the scenes
+    d.sentences = 900  # distinct spoken sentences
+    d.voices_a_sentence = 2  # pitches in which each is heard
     d.espeak_sentences = 300
     d.clips = 1500  # of music
     d.dialogues = 800
@@ -142,5 +144,6 @@ def full() -> ml_collections.ConfigDict:
     c.evaluate = e = ml_collections.ConfigDict()
     e.split = "test"
     e.examples = 64  # of every pair
+    e.dialogues = 64  # held-out dialogues of which the last answer is asked for; those of several turns first
     e.untrained_examples = 16  # the same by a randomly initialised model
     return c

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from anygpt_jax.embedded import abc_notation, assets, scenes, tunes, voices
+from anygpt_jax.embedded import abc_notation, assets, grammar, scenes, tunes, voices
 from anygpt_jax.embedded.splits import pair_split
 from anygpt_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def test_pairs_of_splits_are_disjoint_and_cover_everything():
     found = {split: set(scenes.pairs(split)) for split in ("train", "validation", "test")}
     assert sum(map(len, found.values())) == len(scenes.OBJECTS) * len(scenes.COLOURS)
     assert len(set.union(*found.values())) == sum(map(len, found.values()))
-    assert 0.10 < len(found["test"]) / 320 < 0.20
+    assert 0.10 < len(found["test"]) / len(scenes.OBJECTS) / 8 < 0.20
     assert found["validation"]
     # Each object and each colour is seen in training.
     assert {o for o, _ in found["train"]} == set(scenes.OBJECTS)
@@ -185,6 +185,30 @@ def test_tunes_of_splits_share_no_opening():
     openings = {s: {t.opening for t in tunes.load_tunes() if t.split == s} for s in ("train", "validation", "test")}
     assert not openings["train"] & (openings["test"] | openings["validation"])
     assert all(tunes.tunes(s, d) for s in openings for d in tunes.RUNNING_NOTES_A_BAR)
+
+
+def test_a_tune_in_another_key_is_the_same_melody():
+    for tune in tunes.tunes("train", "reel")[:40]:
+        mode = tune.key.split()[-1]
+        for key in (k for k in grammar.KEYS if k.endswith(mode)):
+            moved = tunes.transpose(tune, key)
+            steps = {b.pitch - a.pitch for a, b in zip(tune.notes, moved.notes, strict=True)}
+            assert len(steps) == 1 and abs(steps.pop()) <= 6 and moved.opening == tune.opening
+            assert [n.onset for n in moved.notes] == [n.onset for n in tune.notes]
+            # The scale of a key, written out: the share of notes on it is that of the original.
+            assert on_scale(moved) == pytest.approx(on_scale(tune))
+
+
+SCALES = {
+    "major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 11)
+}  # fmt: skip
+NAMES = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
+
+
+def on_scale(tune):
+    tonic, mode = tune.key.rsplit(" ", 1)
+    scale = {(NAMES.index(tonic) + step) % 12 for step in SCALES[mode]}
+    return sum(n.pitch % 12 in scale for n in tune.notes) / len(tune.notes)
 
 
 def test_a_transposed_copy_stays_in_its_split():

@@ -15,7 +15,7 @@ from anygpt_jax.errors import UserError
 def drawn():
     rng = np.random.default_rng(0)
     return {
-        split: sentences.sample(split, n, rng) for split, n in {"train": 1200, "validation": 96, "test": 96}.items()
+        split: sentences.sample(split, n, rng) for split, n in {"train": 3000, "validation": 96, "test": 96}.items()
     }
 
 
@@ -90,15 +90,66 @@ def test_splits_share_no_sentence_and_no_held_out_pair(drawn):
 
 def test_test_sentences_hold_only_words_heard_in_training(drawn):
     heard = set(sentences.word_counts(drawn["train"]))
-    assert heard == set(sentences.spoken_words())
+    assert set(sentences.spoken_words()) - heard == set(scenes.UNSPOKEN)
     assert set(sentences.word_counts(drawn["test"])) <= heard
+
+
+def test_sentences_with_a_word_that_is_never_spoken_in_training(drawn):
+    found = sentences.sample("test", 60, np.random.default_rng(3), kind="image", naming=scenes.UNSPOKEN)
+    assert all(s.mentioned["object"] in scenes.UNSPOKEN and s.mentioned["object"] in s.text.split() for s in found)
+    others = set(sentences.word_counts(found)) - set(scenes.UNSPOKEN)
+    assert others <= set(sentences.word_counts(drawn["train"]))
+
+
+def test_two_objects_and_their_relation_are_said_in_either_order(drawn):
+    """Read by the words between the two names, against the scene's own order."""
+    between = {"left of": 1, "to the left of": 1, "above": 1, "over": 1}
+    between |= {"right of": -1, "to the right of": -1, "below": -1, "under": -1}
+    rng = np.random.default_rng(4)
+    spoken = [(s.mentioned, s.text) for s in drawn["train"] if "second" in s.mentioned]
+    scenes_drawn = [scenes.sample_two(rng) for _ in range(300)]
+    written = [(a, sentences.caption_scene(a, rng)) for a in scenes_drawn]
+    orders = set()
+    for attributes, text in spoken + written:
+        first, second = attributes["object"], attributes["second"]
+        padded = f" {text} "
+        forwards = padded.index(f" {first} ") < padded.index(f" {second} ")
+        start, end = (first, second) if forwards else (second, first)
+        said = padded.split(f" {start} ")[1].split(f" {end} ")[0].removeprefix("is ").rsplit(" ", 1)[0]
+        assert between[said] == (1 if forwards else -1), text
+        vertical = said in ("above", "over", "below", "under")
+        assert (attributes["relation"] == "above") == vertical, text
+        orders.add(forwards)
+    assert orders == {True, False} and len(spoken) > 100
+
+
+def test_a_scene_of_two_shows_both_where_the_relation_says():
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        attributes = scenes.sample_two(rng)
+        (one, _, (row, column)), (other, _, (row2, column2)) = scenes.corners(attributes)
+        assert (one, other) == (attributes["object"], attributes["second"]) and one != other
+        if attributes["relation"] == "left of":
+            assert row == row2 and column < column2
+        else:
+            assert column == column2 and row < row2
+        assert scenes.split(attributes) == "train"
+        picture = scenes.render(attributes)
+        ground = np.array(scenes.COLOURS[attributes["colour"]])
+        for r, c in ((row, column), (row2, column2)):
+            assert (picture[r : r + 24, c : c + 24] != ground).any()
+        empty = picture.copy()
+        for r, c in ((row, column), (row2, column2)):
+            empty[r : r + 24, c : c + 24] = ground
+        assert (empty == ground).all()
 
 
 def test_mentioned_attributes_are_said(drawn):
     """Read back with nothing but the word lists: each value mentioned is there, and no other value of it."""
     for sentence in drawn["test"]:
         for attribute, phrases in (grammar.IMAGE_SLOTS | grammar.MUSIC_SLOTS).values():
-            if attribute in ("key", "place") or sentence.kind == "everyday":
+            skipped = ("key", "place", "second", "relation")
+            if attribute in skipped or sentence.kind == "everyday" or "second" in sentence.mentioned:
                 continue
             found = {v for v, said in phrases.items() if any(f" {p} " in f" {sentence.text} " for p in said)}
             want = {sentence.mentioned[attribute]} if attribute in sentence.mentioned else set()
@@ -114,11 +165,11 @@ def test_a_caption_names_all_four_attributes(split):
     for _ in range(300):
         attributes = scenes.sample(rng, split)
         text = sentences.caption_scene(attributes, rng, split)
-        for name, phrases in grammar.IMAGE_SLOTS.values():
+        for name, phrases in (grammar.IMAGE_SLOTS[slot] for slot in ("object", "colour", "size", "where")):
             assert any(f" {p} " in f" {text} " for p in phrases[attributes[name]]), text
         if split == "train":
             assert split_of("sentence", text) == "train"
-        assert not re.search(r"\b(a [aeiou]|an [^aeiou])", text), text
+        assert not re.search(r"\b(a (?!uni)[aeiou]|an (?!hour)[^aeiou])", text), text
 
 
 def test_a_music_caption_names_all_four_attributes():

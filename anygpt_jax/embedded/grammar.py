@@ -29,6 +29,12 @@ OBJECTS: Phrases = {name: (name,) for name in scenes.OBJECTS}
 COLOURS: Phrases = {name: (name,) for name in scenes.COLOURS}
 SIZES: Phrases = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 PLACES: Phrases = _places()
+RELATIONS: Phrases = {
+    "left of": ("left of", "to the left of"), "right of": ("right of", "to the right of"),
+    "above": ("above", "over"), "below": ("below", "under"),
+}  # fmt: skip
+# The same scene told from its second object.
+REVERSED = {"left of": "right of", "above": "below"}
 INSTRUMENTS: Phrases = {name: (name,) for name in scenes.INSTRUMENTS}
 TEMPOS: Phrases = {"slow": ("slow",), "medium": ("medium", "moderate"), "fast": ("fast", "quick")}
 DANCES: Phrases = {name: (name,) for name in ("reel", "jig", "hornpipe")}
@@ -41,6 +47,7 @@ KEYS: Phrases = {
 # slot -> (attribute it sets, phrases)
 IMAGE_SLOTS: dict[str, tuple[str, Phrases]] = {
     "object": ("object", OBJECTS), "colour": ("colour", COLOURS), "size": ("size", SIZES), "where": ("place", PLACES),
+    "second": ("second", OBJECTS), "relation": ("relation", RELATIONS),
 }  # fmt: skip
 MUSIC_SLOTS: dict[str, tuple[str, Phrases]] = {
     "instrument": ("instrument", INSTRUMENTS), "tempo": ("tempo", TEMPOS), "dance": ("dance", DANCES),
@@ -73,8 +80,17 @@ IMAGE_CAPTIONS = (
     "a {size} {object} is {where} and everything else is {colour}",
     "{where} a {size} {object} and behind it plain {colour}",
 )
+TWO_OBJECT_CAPTIONS = (
+    "{a_object} {relation} {a_second} on {a_colour} background",
+    "{a_object} is {relation} {a_second} and the background is {colour}",
+    "on {a_colour} background there is {a_object} {relation} {a_second}",
+    "a picture of {a_object} {relation} {a_second} against {a_colour} background",
+    "{a_colour} scene with {a_object} {relation} {a_second}",
+    "the picture shows {a_object} {relation} {a_second} on a plain {colour} background",
+)
 # Those of them that name a thing instead of telling something.
 IMAGE_NOUN_PHRASES = tuple(t for t in IMAGE_CAPTIONS if t.startswith(("a ", "{a_")) and " is " not in t)
+TWO_OBJECT_NOUN_PHRASES = tuple(t for t in TWO_OBJECT_CAPTIONS if t.startswith(("a ", "{a_")) and " is " not in t)
 MUSIC_CAPTIONS = (
     "a {tempo} {dance} in {key} played on the {instrument}",
     "a {tempo} {dance} played on the {instrument} in {key}",
@@ -114,6 +130,12 @@ SPOKEN_IMAGE = (
     "can you paint a {size} {object} on {colour}",
     "i want a picture of a {size} {object}",
     "i want {a_object} on {a_colour} background",
+    "{a_object} {relation} {a_second}",
+    "there is {a_object} {relation} {a_second}",
+    "i see {a_object} {relation} {a_second}",
+    "draw {a_object} {relation} {a_second}",
+    "please paint {a_object} {relation} {a_second}",
+    "show me {a_object} {relation} {a_second} on {colour}",
 )
 SPOKEN_MUSIC = (
     "a {tempo} {dance} on the {instrument}",
@@ -132,6 +154,12 @@ SPOKEN_MUSIC = (
     "i want to hear a {tempo} {dance}",
     "i want to hear the {instrument}",
     "let me hear a {tempo} {dance} on the {instrument}",
+    "could you play a {tempo} {dance} on the {instrument}",
+    "i would like a {tempo} {dance} on the {instrument}",
+    "someone plays a {tempo} {dance} on the {instrument}",
+    "that is a {tempo} {dance} played on the {instrument}",
+    "now a {tempo} {dance} on the {instrument}",
+    "please play a {tempo} {dance} on the {instrument}",
 )
 SPOKEN_EVERYDAY = (
     "good {daytime} how are you",
@@ -165,14 +193,17 @@ SPOKEN: dict[str, tuple[str, ...]] = {
     "image": SPOKEN_IMAGE, "music": SPOKEN_MUSIC, "everyday": SPOKEN_EVERYDAY
 }  # fmt: skip
 # How a sentence begins that asks for a picture or for music; the others tell about one.
-REQUEST_OPENINGS = ("draw", "paint", "show me", "play", "please", "can you", "i want", "let me")
+REQUEST_OPENINGS = ("draw", "paint", "show me", "play", "please", "can you", "could you", "i want", "i would", "let me")
 # Shares of the spoken sentences.
 SPOKEN_SHARES = {"image": 0.5, "music": 0.25, "everyday": 0.25}
+# There are not many more of these; a larger training split has more about pictures instead.
+SPOKEN_MOST = {"music": 1300, "everyday": 900}
 
 
 def article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    """The phrase with "a" or "an" before it, by its first sound: an hourglass, a unicorn."""
+    vowel = phrase.startswith("hour") or (phrase[0] in "aeiou" and not phrase.startswith("uni"))
+    return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def slot_phrases(slot: str) -> Phrases:

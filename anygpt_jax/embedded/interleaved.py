@@ -17,7 +17,7 @@ import numpy as np
 from anygpt_jax.embedded import grammar, scenes, sentences, voices
 from anygpt_jax.embedded.parts import Example, generator, key, size, to_json, tune_clip
 from anygpt_jax.embedded.settings import Settings
-from anygpt_jax.embedded.splits import pair_split
+from anygpt_jax.embedded.splits import TRAIN, pair_split
 
 HUMAN, ASSISTANT, DOCUMENT = "human", "assistant", "document"
 DOCUMENT_SHARE = 1 / 3
@@ -42,6 +42,10 @@ REQUESTS: Mapping[str, tuple[str, ...]] = {
     "colour": ("what color is the background", "which color is behind it", "tell me the color"),
     "size": ("how big is it", "what size is it", "is it small or large"),
     "object": ("what is it", "what do you see in the picture", "what did you draw"),
+    "describe_written": ("describe the picture in writing", "what is in this picture", "write a caption for it"),
+    "say": ("please say {}", "read this aloud {}", "say aloud {}"),
+    "play_written": ("please play {}", "i would like to hear {}", "let me hear {}"),
+    "name_tune": ("which tune is this", "write about the music", "describe the tune in writing"),
     "write": ("write down what i say", "please write this", "what am i saying"),
     "repeat": ("now say it yourself", "please say it again", "say the same"),
 }  # fmt: skip
@@ -79,10 +83,11 @@ class LackingError(Exception):
 class Narrator:
     """Draws the material of one split and puts it together. All media in it belong to that split."""
 
-    def __init__(self, rng: np.random.Generator, split: str, names: Sequence[str], utterances: Sequence[Spoken]):
+    def __init__(self, rng: np.random.Generator, split: str, settings: Settings, utterances: Sequence[Spoken]):
         self.rng = rng
         self.split = split
-        self.names = names
+        self.names = scenes.objects(settings.objects)
+        self.two_objects = settings.two_objects
         self.utterances = {kind: [u for u in utterances if u.kind == kind] for kind in ("image", "music", "everyday")}
         self.imitated = set(voices.names("tts"))
 
@@ -96,11 +101,15 @@ class Narrator:
         return "text", ASSISTANT, self.choose(ANSWERS[name]).format(value)
 
     def scene(self, **fixed: str) -> tuple[dict[str, str], bytes]:
-        """Attributes and PNG. A pair that a sentence of this split names may be a training pair."""
-        split = self.split
-        if "object" in fixed and "colour" in fixed:
-            split = pair_split(fixed["object"], fixed["colour"])
-        attributes = scenes.sample(self.rng, split, self.names, **fixed)
+        """Attributes and PNG. What a held-out sentence names may be a training pair."""
+        if "second" in fixed or (not fixed and self.rng.random() * 100 < self.two_objects):
+            named = self.split == TRAIN or not fixed
+            attributes = scenes.sample_two(self.rng, self.split if named else None, self.names, **fixed)
+        else:
+            split = self.split
+            if "object" in fixed and "colour" in fixed:
+                split = pair_split(fixed["object"], fixed["colour"])
+            attributes = scenes.sample(self.rng, split, self.names, **fixed)
         return attributes, scenes.encode_png(scenes.render(attributes))
 
     def caption(self, attributes: Mapping[str, str]) -> str:
@@ -109,7 +118,7 @@ class Narrator:
 
     def noun_phrase(self, attributes: Mapping[str, str]) -> str:
         """A caption that can follow "please draw"."""
-        return sentences.caption_scene(attributes, self.rng, self.split, grammar.IMAGE_NOUN_PHRASES)
+        return sentences.caption_scene(attributes, self.rng, self.split, noun_phrase=True)
 
     def spoken(self, kind: str, answer: bool = False) -> Spoken:
         """An utterance of this kind.
@@ -187,7 +196,8 @@ def describe_tune(n: Narrator) -> Story:
 def several_turns(n: Narrator) -> Story:
     attributes, png = n.scene()
     turns = [n.request("draw_written", n.noun_phrase(attributes)), ("image", ASSISTANT, png)]
-    for name in n.rng.permutation(list(ANSWERS))[:2]:
+    known = [name for name in ANSWERS if name in attributes and "second" not in attributes] or ["colour"]
+    for name in n.rng.permutation(known)[:2]:
         value = attributes[name] if name != "object" else grammar.article(attributes["object"])
         turns += [n.request(name), n.answer(name, value)]
     return turns, attributes
@@ -197,6 +207,47 @@ def write_and_repeat(n: Narrator) -> Story:
     spoken = n.spoken("everyday", answer=True)
     turns = [n.request("write"), ("speech", HUMAN, spoken.sound), ("text", ASSISTANT, spoken.text)]
     return [*turns, n.request("repeat"), ("speech", ASSISTANT, spoken.sound)], {"text": spoken.text}
+
+
+def draw_written(n: Narrator) -> Story:
+    attributes, png = n.scene()
+    return [n.request("draw_written", n.noun_phrase(attributes)), ("image", ASSISTANT, png)], attributes
+
+
+def describe_written(n: Narrator) -> Story:
+    attributes, png = n.scene()
+    asked: list[Segment] = [n.request("describe_written"), ("image", HUMAN, png)]
+    return [*asked, ("text", ASSISTANT, n.caption(attributes))], attributes
+
+
+def say(n: Narrator) -> Story:
+    spoken = n.spoken("everyday", answer=True)
+    return [n.request("say", spoken.text), ("speech", ASSISTANT, spoken.sound)], {"text": spoken.text}
+
+
+def play_written(n: Narrator) -> Story:
+    sound, attributes = n.tune()
+    return [n.request("play_written", n.caption(attributes)), ("music", ASSISTANT, sound)], attributes
+
+
+def name_tune(n: Narrator) -> Story:
+    sound, attributes = n.tune()
+    return [n.request("name_tune"), ("music", HUMAN, sound), ("text", ASSISTANT, n.caption(attributes))], attributes
+
+
+def conversation(n: Narrator) -> Story:
+    """Two or three requests one after the other, at most one of them with music: it is long."""
+    forms = [SHORT[i] for i in n.rng.permutation(len(SHORT))[: 2 + int(n.rng.random() < 0.5)]]
+    with_music = [form for form in forms if form in MUSICAL]
+    turns: list[Segment] = []
+    attributes: dict[str, Any] = {}
+    for form in forms:
+        if form not in with_music[1:]:
+            segments, attributes = form(n)
+            if turns and segments[0][0] != "text":  # media of two turns would meet without text between
+                turns.append(n.request("draw" if form is draw_spoken else "play"))
+            turns += segments
+    return turns, attributes
 
 
 def picture_book(n: Narrator) -> Story:
@@ -238,8 +289,14 @@ def concert(n: Narrator) -> Story:
 
 
 DIALOGUES: tuple[Callable[[Narrator], Story], ...] = (
-    draw_spoken, describe_aloud, play_spoken, play_pictured, draw_heard, describe_tune, several_turns,
-    write_and_repeat,
+    draw_spoken, conversation, describe_aloud, several_turns, play_spoken, conversation, play_pictured, draw_heard,
+    conversation, describe_tune, write_and_repeat, conversation,
+)  # fmt: skip
+MUSICAL: tuple[Callable[[Narrator], Story], ...] = (
+    play_spoken, play_pictured, draw_heard, describe_tune, play_written, name_tune
+)  # fmt: skip
+SHORT: tuple[Callable[[Narrator], Story], ...] = (
+    draw_written, describe_written, say, draw_spoken, describe_aloud, write_and_repeat, several_turns, *MUSICAL
 )  # fmt: skip
 DOCUMENTS: tuple[Callable[[Narrator], Story], ...] = (picture_book, song_book, concert)
 
@@ -257,7 +314,7 @@ def _tell(
 
 def interleaved(settings: Settings, split: str, utterances: Sequence[Spoken]) -> Iterator[Example]:
     """Examples of a split; `utterances` are the same split of the speech part."""
-    narrator = Narrator(generator(settings, "interleaved", split), split, scenes.objects(settings.objects), utterances)
+    narrator = Narrator(generator(settings, "interleaved", split), split, settings, utterances)
     for i in range(size(settings, "interleaved", split)):
         is_document = narrator.rng.random() < DOCUMENT_SHARE
         name, segments, attributes = _tell(narrator, DOCUMENTS if is_document else DIALOGUES, i)

@@ -21,14 +21,18 @@ from anygpt_jax.embedded.splits import TEST, TRAIN, VALIDATION
 from anygpt_jax.modalities.audio import load_audio
 
 Example = dict[str, Any]
-TTS_VOICES_A_SENTENCE = 2  # of the training sentences
 LIBRIVOX = "test_librivox"  # real human speech, read from a novel
+UNSPOKEN = "test_unspoken"  # sentences with a word that training never hears
+ABOUT_MUSIC = "test_music"  # of `test`, more sentences about music than it has
+SENTENCES_ABOUT_MUSIC = 200  # at most: the grammar has few more that are held out
+VALIDATED = 128  # examples of a validation split at most
+INSTRUMENTS = "test_instruments"  # of `test`, more pictures of instruments than it has
 CHUNK = 8  # utterances handed to a worker at a time
 
 # part -> its splits
 SPLITS: Mapping[str, tuple[str, ...]] = {
-    "images": (TRAIN, VALIDATION, TEST, "test_openmoji"),
-    "speech": (TRAIN, VALIDATION, TEST, "test_voice", LIBRIVOX),
+    "images": (TRAIN, VALIDATION, TEST, INSTRUMENTS, "test_openmoji"),
+    "speech": (TRAIN, VALIDATION, TEST, "test_voice", ABOUT_MUSIC, UNSPOKEN, LIBRIVOX),
     "music": (TRAIN, VALIDATION, TEST),
     "interleaved": (TRAIN, VALIDATION, TEST),
 }
@@ -51,11 +55,15 @@ def size(settings: Settings, part: str, split: str) -> int:
     """Examples of a split."""
     if split == LIBRIVOX:
         return len(assets.librivox())
+    if split == ABOUT_MUSIC:
+        return min(settings.held_out, SENTENCES_ABOUT_MUSIC)
+    if split == VALIDATION:
+        return min(settings.held_out, VALIDATED)
     if split != TRAIN:
-        return settings.held_out
+        return settings.held_out * (2 if part == "interleaved" else 1)  # documents and dialogues
     return {
         "images": settings.scenes,
-        "speech": TTS_VOICES_A_SENTENCE * settings.sentences + settings.espeak_sentences,
+        "speech": settings.voices_a_sentence * settings.sentences + settings.espeak_sentences,
         "music": settings.clips,
         "interleaved": settings.dialogues,
     }[part]
@@ -66,8 +74,12 @@ def images(settings: Settings, split: str) -> Iterator[Example]:
     rng = generator(settings, "images", split)
     names = scenes.objects(settings.objects)
     artist, pairs_of = ("openmoji", TRAIN) if split == "test_openmoji" else ("twemoji", split)
+    two_objects = settings.two_objects
+    if split == INSTRUMENTS:
+        pairs_of, names, two_objects = TEST, tuple(scenes.INSTRUMENTS), 0
     for i in range(size(settings, "images", split)):
-        attributes = scenes.sample(rng, pairs_of, names)
+        two = rng.random() * 100 < two_objects
+        attributes = (scenes.sample_two if two else scenes.sample)(rng, pairs_of, names)
         yield {
             "key": key("images", split, i),
             "image": scenes.encode_png(scenes.render(attributes, artist)),
@@ -98,15 +110,18 @@ def spoken_sentences(settings: Settings, split: str) -> list[tuple[sentences.Sen
     of = TEST if split == "test_voice" else split
     rng = generator(settings, "speech", of)
     names = scenes.objects(settings.objects)
+    naming = [name for name in names if name in scenes.UNSPOKEN] if split == UNSPOKEN else []
     imitated, heard = voices.names("tts"), voices.names("asr")
     if of != TRAIN:
-        drawn = sentences.sample(of, settings.held_out, rng, names)
+        about = {UNSPOKEN: "image", ABOUT_MUSIC: "music"}.get(split)
+        count = size(settings, "speech", split)
+        drawn = sentences.sample(TEST if about else of, count, rng, names, kind=about, naming=naming)
         unheard = voices.names("held_out")
         return [(s, unheard[0] if split == "test_voice" else imitated[i % len(imitated)]) for i, s in enumerate(drawn)]
     drawn = sentences.sample(TRAIN, settings.sentences + settings.espeak_sentences, rng, names)
     jobs = []
     for i, sentence in enumerate(drawn[: settings.sentences]):
-        jobs += [(sentence, imitated[(i + k) % len(imitated)]) for k in range(TTS_VOICES_A_SENTENCE)]
+        jobs += [(sentence, imitated[(i + k) % len(imitated)]) for k in range(settings.voices_a_sentence)]
     jobs += [(s, heard[i % len(heard)]) for i, s in enumerate(drawn[settings.sentences :])]
     return jobs
 
@@ -125,7 +140,10 @@ def speech(settings: Settings, split: str) -> Iterator[Example]:
     jobs = spoken_sentences(settings, split)
     sounds = _utterances([(sentence.text, voice) for sentence, voice in jobs])
     for i, ((sentence, voice), sound) in enumerate(zip(jobs, sounds, strict=True)):
-        attributes = {"text": sentence.text, "voice": voice, "kind": sentence.kind, **sentence.mentioned}
+        attributes: dict[str, Any] = {"text": sentence.text, "voice": voice, "kind": sentence.kind}
+        attributes |= sentence.mentioned
+        if split == UNSPOKEN:
+            attributes["unspoken"] = sorted(set(sentence.text.split()) & set(scenes.UNSPOKEN))
         yield {
             "key": key("speech", split, i),
             "speech": sound,
@@ -143,6 +161,8 @@ def tune_clip(rng: np.random.Generator, split: str, **fixed: str) -> tuple[bytes
     instrument = fixed.get("instrument") or draw(list(tunes.PROGRAMS))
     tempo = fixed.get("tempo") or draw(list(tunes.NOTES_PER_SECOND))
     tune = draw(tunes.tunes(split, fixed.get("dance") or draw(list(grammar.DANCES))))
+    mode = tune.key.split()[-1]
+    tune = tunes.transpose(tune, draw([key for key in grammar.KEYS if key.endswith(mode)]))
     audio, notes = tunes.render(tune, instrument, tempo)
     attributes = {"instrument": instrument, "tempo": tempo, "dance": tune.dance, "key": tune.key}
     return voices.encode_flac(audio), {**attributes, "tune": tune.name, "notes": notes}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from anygpt_jax.embedded import automaton, grammar, scenes
-from anygpt_jax.embedded.splits import TRAIN, pair_split, split_of
+from anygpt_jax.embedded.splits import TEST, TRAIN, VALIDATION, objects_split, pair_split, split_of
 from anygpt_jax.errors import UserError
 
 SLOT = re.compile(r"\{(\w+)\}")
@@ -41,12 +41,13 @@ def is_request(text: str) -> bool:
 
 
 def sentence_split(text: str, mentioned: Mapping[str, str]) -> str:
-    """Split of a text: that of the object-colour pair if it mentions a held-out one, else by its own hash."""
-    if "object" in mentioned and "colour" in mentioned:
-        split = pair_split(mentioned["object"], mentioned["colour"])
-        if split != TRAIN:
-            return split
-    return split_of("sentence", text)
+    """Split of a text: that of the held-out pair that it mentions, if it does, else by its own hash."""
+    names = [mentioned[n] for n in ("object", "second") if n in mentioned]
+    splits = {pair_split(name, mentioned["colour"]) for name in names if "colour" in mentioned}
+    if len(names) == 2:
+        splits.add(objects_split(*names))
+    held_out = [split for split in (TEST, VALIDATION) if split in splits]
+    return held_out[0] if held_out else split_of("sentence", text)
 
 
 def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -83,10 +84,23 @@ def caption_scene(
     attributes: Mapping[str, str],
     rng: np.random.Generator,
     split: str = TRAIN,
-    templates: Sequence[str] = grammar.IMAGE_CAPTIONS,
+    *,
+    noun_phrase: bool = False,
 ) -> str:
-    """A written caption with all four attributes of a scene."""
+    """A written caption with all four attributes of a scene; a `noun_phrase` can follow "please draw"."""
+    if "second" in attributes:
+        templates = grammar.TWO_OBJECT_NOUN_PHRASES if noun_phrase else grammar.TWO_OBJECT_CAPTIONS
+        if rng.random() < 0.5:
+            attributes = reverse(attributes)
+        return _caption(templates, attributes, rng, split)
+    templates = grammar.IMAGE_NOUN_PHRASES if noun_phrase else grammar.IMAGE_CAPTIONS
     return _caption(templates, attributes, rng, split)
+
+
+def reverse(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The words for a scene of two objects as seen from the second one: a tree right of a fox."""
+    first, second = attributes["object"], attributes["second"]
+    return {**attributes, "object": second, "second": first, "relation": grammar.REVERSED[attributes["relation"]]}
 
 
 def caption_music(attributes: Mapping[str, str], rng: np.random.Generator, split: str = TRAIN) -> str:
@@ -100,28 +114,41 @@ def spoken_about(
     """A sentence to be spoken about a scene ("image") or a tune ("music"); it mentions some attributes."""
     template = _choose(rng, templates or grammar.SPOKEN[kind])
     said = {name: attributes[name] for name in mentions(template)}
-    return Sentence(fill(template, attributes, rng), kind, tuple(sorted(said.items())))
+    words = reverse(said) if "second" in said and rng.random() < 0.5 else said
+    return Sentence(fill(template, words, rng), kind, tuple(sorted(said.items())))
 
 
-def _draw(kind: str, rng: np.random.Generator, objects: Sequence[str]) -> Sentence:
+def _draw(kind: str, rng: np.random.Generator, objects: Sequence[str], naming: Sequence[str] = ()) -> Sentence:
     attributes = {name: _choose(rng, list(phrases)) for name, phrases in grammar.MUSIC_SLOTS.values()}
     attributes |= {name: _choose(rng, list(phrases)) for name, phrases in grammar.IMAGE_SLOTS.values()}
-    attributes["object"] = _choose(rng, objects)
+    attributes["object"], attributes["second"] = (objects[i] for i in rng.choice(len(objects), 2, replace=False))
+    attributes["relation"] = _choose(rng, scenes.RELATIONS)
+    if naming:
+        attributes["object"] = _choose(rng, naming)
     return spoken_about(attributes, kind, rng)
 
 
-def sample(split: str, count: int, rng: np.random.Generator, objects: Sequence[str] = scenes.OBJECTS) -> list[Sentence]:
-    """`count` distinct sentences of a split, of every kind in `grammar.SPOKEN_SHARES`, in random order.
+def sample(
+    split: str,
+    count: int,
+    rng: np.random.Generator,
+    objects: Sequence[str] = scenes.OBJECTS,
+    *,
+    kind: str | None = None,
+    naming: Sequence[str] = (),
+) -> list[Sentence]:
+    """`count` distinct sentences of a split, of one kind or of every kind by `grammar.SPOKEN_SHARES`, in random order.
 
+    They name no object of `scenes.UNSPOKEN`; with `naming`, those about a picture name one of these objects.
     Raises UserError if the grammar has not that many.
     """
-    counts = {kind: int(count * share) for kind, share in grammar.SPOKEN_SHARES.items()}
-    counts["image"] += count - sum(counts.values())
+    spoken = [name for name in objects if name not in scenes.UNSPOKEN]
+    counts = {kind: count} if kind else _counts(count)
     found: dict[str, Sentence] = {}
     for kind, wanted in counts.items():
         have, misses = 0, 0
         while have < wanted:
-            sentence = _draw(kind, rng, objects)
+            sentence = _draw(kind, rng, spoken, naming)
             if sentence.split == split and sentence.text not in found:
                 found[sentence.text] = sentence
                 have, misses = have + 1, 0
@@ -132,6 +159,14 @@ def sample(split: str, count: int, rng: np.random.Generator, objects: Sequence[s
                 )
     order = list(found.values())
     return [order[i] for i in rng.permutation(len(order))]
+
+
+def _counts(count: int) -> dict[str, int]:
+    """Sentences of every kind among so many."""
+    counts = {
+        k: min(int(count * share), grammar.SPOKEN_MOST.get(k, count)) for k, share in grammar.SPOKEN_SHARES.items()
+    }
+    return {**counts, "image": counts["image"] + count - sum(counts.values())}
 
 
 def _words(templates: Iterable[str]) -> set[str]:

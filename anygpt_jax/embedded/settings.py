@@ -12,18 +12,23 @@ import ml_collections
 from anygpt_jax.errors import UserError
 
 # Raise it whenever the same settings would give other examples: the folder of a build is named after it.
-VERSION = "1.1.0"
+VERSION = "2.0.0"
 BUILDER_CONFIGS = ("images", "speech", "music", "interleaved")
-INSTRUMENTS_AMONG_OBJECTS = 8
+# Of settings that may not be any positive number. The eight instruments are among the objects.
+BOUNDS: dict[str, tuple[int, int | None]] = {
+    "objects": (10, 128), "two_objects": (0, 100), "voices_a_sentence": (1, 3), "seed": (0, None)
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Sizes of the training splits and, as `held_out`, of each validation, test and hard split."""
+    """Sizes of the training splits and, as `held_out`, of each validation (at most 128), test and hard split."""
 
     objects: int = 40
     scenes: int = 6000
+    two_objects: int = 0  # percent of the scenes
     sentences: int = 900
+    voices_a_sentence: int = 2  # of the training sentences
     espeak_sentences: int = 300
     clips: int = 1500
     dialogues: int = 800
@@ -32,10 +37,11 @@ class Settings:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            low = INSTRUMENTS_AMONG_OBJECTS + 1 if field.name == "objects" else int(field.name != "seed")
+            low, high = BOUNDS.get(field.name, (1, None))
             value = getattr(self, field.name)
-            if not isinstance(value, int) or value < low:
-                raise UserError(f"config.data.{field.name} is {value!r}; it must be a whole number of at least {low}.")
+            if not isinstance(value, int) or value < low or (high is not None and value > high):
+                bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+                raise UserError(f"config.data.{field.name} is {value!r}; it must be a whole number {bounds}.")
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> Settings:

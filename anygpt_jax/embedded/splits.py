@@ -24,3 +24,8 @@ def split_of(kind: str, identity: str) -> str:
 def pair_split(object_: str, colour: str) -> str:
     """Split of every picture, and of every sentence about a picture, with this object on this colour."""
     return split_of("pair", f"{object_} on {colour}")
+
+
+def objects_split(first: str, second: str) -> str:
+    """Split of every scene of these two objects, and of every sentence about one, in whatever order they stand."""
+    return split_of("objects", " and ".join(sorted((first, second))))

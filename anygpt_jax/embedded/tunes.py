@@ -81,6 +81,19 @@ def load_tunes() -> tuple[Tune, ...]:
     return tuple(tune for tune in tunes if tune)
 
 
+PITCH_CLASSES = {
+    "c": 0, "d": 2, "e flat": 3, "e": 4, "f": 5, "g": 7, "a": 9, "b flat": 10, "b": 11
+}  # fmt: skip
+
+
+def transpose(tune: Tune, key: str) -> Tune:
+    """The same melody in another key of its mode, by the smaller interval: at most a tritone away."""
+    tonic, to = (PITCH_CLASSES[k.rsplit(" ", 1)[0]] for k in (tune.key, key))
+    by = (to - tonic + 5) % 12 - 5
+    notes = tuple(dataclasses.replace(note, pitch=note.pitch + by) for note in tune.notes)
+    return dataclasses.replace(tune, key=key, notes=notes)
+
+
 @functools.cache
 def tunes(split: str, dance: str) -> tuple[Tune, ...]:
     """The tunes of a split that are such a dance."""

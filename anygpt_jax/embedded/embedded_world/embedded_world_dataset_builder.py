@@ -25,7 +25,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """The embedded world. Build it with `anygpt build-data`, which chooses the folder by the settings."""
 
     VERSION = tfds.core.Version(VERSION)
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First version.", "1.1.0": "Real human speech: test_librivox."}
+    RELEASE_NOTES: ClassVar = {
+        "1.0.0": "First version.",
+        "1.1.0": "Real human speech: test_librivox.",
+        "2.0.0": "128 objects, scenes of two, tunes in every key, words that are never spoken, conversations.",
+    }
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in BUILDER_CONFIGS]
 
     def __init__(self, *, settings: Settings | None = None, **kwargs: Any):
