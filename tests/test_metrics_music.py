@@ -6,7 +6,7 @@ import pytest
 from anygpt_jax.embedded import tunes
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import Audio
-from anygpt_jax.tasks.metrics import music, music_attributes, pitch
+from anygpt_jax.tasks.metrics import main_score, music, music_attributes, pitch
 
 RATE = 16_000
 
@@ -51,7 +51,9 @@ def test_originals_of_unseen_tunes(scored, held_out):
     assert scores["instrument"] >= 0.95
     assert scores["tempo"] >= 0.95
     assert scores["key"] > 0.5
-    assert set(scores) == {"instrument", "tempo", "dance", "key"}
+    assert set(scores) == {"instrument", "tempo", "dance", "key", "tempo_within_10", "on_scale"}
+    assert main_score(scores) == ("instrument", scores["instrument"], True)
+    assert set(scored([{"instrument": "piano"}], clips[:1])) == {"instrument"}
 
 
 def test_shuffled_truth_is_at_chance(scored, held_out):

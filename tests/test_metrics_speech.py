@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from anygpt_jax.embedded import sentences, voices
+from anygpt_jax.embedded import scenes, sentences, voices
 from anygpt_jax.modalities.base import Audio
-from anygpt_jax.tasks.metrics import speech, speech_word_error_rate, spoken_image_attributes, spoken_music_attributes
+from anygpt_jax.tasks.metrics import (
+    heard_unspoken_word_recall,
+    speech,
+    speech_word_error_rate,
+    spoken_image_attributes,
+    spoken_music_attributes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,22 @@ def test_spoken_attributes_are_heard(spoken):
     assert scores["attributes"] >= 0.9
     tunes = [i for i, t in enumerate(targets) if "instrument" in t]
     assert spoken_music_attributes([targets[i] for i in tunes], [sounds[i] for i in tunes])["instrument"] >= 0.75
+
+
+def test_words_that_training_never_hears_are_heard_by_the_judge():
+    drawn = sentences.sample("test", 6, np.random.default_rng(4), naming=scenes.UNSPOKEN)
+    targets = [{"unspoken": [w for w in s.text.split() if w in scenes.UNSPOKEN]} for s in drawn]
+    sounds = [voices.synthesize(s.text, voices.names("tts")[i % 3]) for i, s in enumerate(drawn)]
+    assert heard_unspoken_word_recall(targets, sounds)["unspoken_recall"] >= 0.8
+    assert heard_unspoken_word_recall(targets, [None] * 6) == {"unspoken_recall": 0.0}
+    assert heard_unspoken_word_recall([{"text": "hello"}], [None]) == {}
+
+
+def test_two_objects_are_heard():
+    targets = [{"object": "fox", "second": "castle", "relation": "left of"}] * 2
+    texts = ("a fox left of a castle", "a castle to the right of a fox")
+    scores = spoken_image_attributes(targets, [voices.synthesize(text, "ada") for text in texts])
+    assert scores == {"attributes": 1, "all": 1, "object": 1, "second": 1, "relation": 1}
 
 
 def test_a_recording_is_heard_once(spoken, monkeypatch):

@@ -80,10 +80,16 @@ def test_never_trained_pairs_have_a_human_turn_and_something_to_score(config, ta
 
 
 def test_image_to_music_is_about_the_instrument_in_the_picture(config):
-    pianos = [e for e in examples("image_to_text", "test") if json.loads(e["attributes"])["object"] == "piano"]
     music = examples("image_to_music", "test")
-    assert [e["key"] for e in music] == [e["key"] for e in pianos]
+    assert [e["key"].decode() for e in music] == [f"images/test_instruments/{i:05d}" for i in range(len(music))]
     assert all(json.loads(e["attributes"]) == {"instrument": "piano"} for e in music)
+
+
+def test_texts_alone_are_documents_of_every_text(config):
+    for task, pair, role in (("image_captions", "image_to_text", 2), ("sentences", "speech_to_text", 2)):
+        alone, asked = examples(task, "test"), examples(pair, "test")
+        assert [list(e["content"]) for e in alone] == [[e["content"][role]] for e in asked]
+        assert all(list(e["role"]) == [b"document"] and list(e["loss"]) == [True] for e in alone)
 
 
 def test_documents_and_dialogues_put_loss_where_the_brief_says(config):
@@ -128,11 +134,11 @@ def test_every_metric_exists_and_targets_are_attribute_dicts(config):
     from anygpt_jax.tasks import metrics
 
     for pair in registry.PAIRS:
-        assert callable(getattr(metrics, pair.metric))
+        assert all(callable(getattr(metrics, name)) for name in (pair.metric, *pair.also))
     task = seqio.get_mixture_or_task("speech_to_text")
     (example, *_) = examples("speech_to_text", "test")
     target = task.postprocess_fn(None, example=example, is_target=True)
-    (word_error_rate,) = task.metric_fns
+    word_error_rate, _ = task.metric_fns
     assert word_error_rate.__name__ == "word_error_rate"
     assert word_error_rate([target], [target["text"]])["wer"] == 0
     assert word_error_rate([target], ["quite other words"])["wer"] > 0.5

@@ -123,7 +123,8 @@ def flac(seconds: float, loudness: float, seed: int) -> bytes:
 
 
 def image_example(split: str, i: int) -> dict:
-    object_, colour = OBJECTS[i % 3], list(COLOURS)[i // 3 % 3]
+    object_ = "piano" if split == "test_instruments" else OBJECTS[i % 3]
+    colour = list(COLOURS)[i // 3 % 3]
     attributes = {"object": object_, "colour": colour, "size": "small", "place": "top"}
     return {
         "key": f"images/{split}/{i:05d}",
@@ -168,8 +169,8 @@ def interleaved_example(split: str, i: int) -> dict:
 
 
 MAKERS = {
-    "images": (image_example, ("test_openmoji",)),
-    "speech": (speech_example, ("test_voice", "test_librivox")),
+    "images": (image_example, ("test_instruments", "test_openmoji")),
+    "speech": (speech_example, ("test_voice", "test_music", "test_unspoken", "test_librivox")),
     "music": (music_example, ()),
     "interleaved": (interleaved_example, ()),
 }

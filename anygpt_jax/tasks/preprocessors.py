@@ -161,6 +161,24 @@ def pair(
     return dataset.map(segments, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def text_alone(dataset: tf.data.Dataset, *, field: str) -> tf.data.Dataset:
+    """One field of text as a document of its own, which is trained."""
+
+    @_plain
+    def segments(example: Example) -> Example:
+        return {
+            "key": example["key"],
+            "modality": tf.constant([TEXT]),
+            "content": example[field][None],
+            "role": tf.constant(["document"]),
+            "loss": tf.constant([True]),
+            "attributes": example["attributes"],
+            "filtered": _filtered(example),
+        }
+
+    return dataset.map(segments, num_parallel_calls=tf.data.AUTOTUNE)
+
+
 def interleaved(dataset: tf.data.Dataset, *, kind: str) -> tf.data.Dataset:
     """Documents (loss everywhere) or dialogues (loss on the assistant's turns) from one interleaved source.
 

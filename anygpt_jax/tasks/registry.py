@@ -23,7 +23,7 @@ from typing import Any
 import ml_collections
 import seqio
 
-from anygpt_jax.embedded import scenes, settings, voices
+from anygpt_jax.embedded import settings, voices
 from anygpt_jax.errors import UserError
 from anygpt_jax.tasks import preprocessors
 from anygpt_jax.tasks.preprocessors import Attributes
@@ -31,6 +31,7 @@ from anygpt_jax.tasks.preprocessors import Attributes
 DATASET = "embedded_world"
 MIXTURE = "anygpt"
 TRAINED_SPLITS = ("train", "validation", "test")
+HARD_SPEECH = ("test_voice", "test_unspoken", "test_librivox")
 
 # Names of the builder's configs, and the field that holds each modality.
 FIELDS: Mapping[str, Mapping[str, str]] = {
@@ -48,9 +49,10 @@ class PairTask:
     target: str
     data: str
     metric: str
-    splits: tuple[str, ...] = TRAINED_SPLITS
+    splits: tuple[str, ...] | Mapping[str, str] = TRAINED_SPLITS  # or the task's -> the data's
     keep: Callable[[Attributes], bool] | None = None  # the direction policy
     derive: Callable[[Attributes], Attributes] | None = None
+    also: tuple[str, ...] = ()  # metrics beside the main one
 
     @property
     def name(self) -> str:
@@ -84,12 +86,8 @@ def mentions_a_picture(attributes: Attributes) -> bool:
     return "object" in attributes
 
 
-def mentions_a_tune(attributes: Attributes) -> bool:
+def mentions_an_instrument(attributes: Attributes) -> bool:
     return "instrument" in attributes
-
-
-def shows_an_instrument(attributes: Attributes) -> bool:
-    return attributes["object"] in scenes.INSTRUMENTS
 
 
 def instrument_to_play(attributes: Attributes) -> Attributes:
@@ -105,18 +103,28 @@ def instrument_to_draw(attributes: Attributes) -> Attributes:
 PAIRS = (
     PairTask("image", "text", "images", "caption_attributes", (*TRAINED_SPLITS, "test_openmoji")),
     PairTask("text", "image", "images", "image_attributes"),
-    PairTask("speech", "text", "speech", "word_error_rate", (*TRAINED_SPLITS, "test_voice", "test_librivox")),
-    PairTask("text", "speech", "speech", "speech_word_error_rate", keep=in_a_voice_to_imitate),
+    PairTask(
+        "speech", "text", "speech", "word_error_rate", (*TRAINED_SPLITS, *HARD_SPEECH), also=("unspoken_word_recall",)
+    ),
+    PairTask(
+        "text", "speech", "speech", "speech_word_error_rate", (*TRAINED_SPLITS, "test_unspoken"),
+        in_a_voice_to_imitate, also=("heard_unspoken_word_recall",),
+    ),
     PairTask("music", "text", "music", "music_caption_attributes"),
     PairTask("text", "music", "music", "music_attributes"),
     # Never trained: made of the same held-out examples, and there is no truth but the attributes.
     PairTask("speech", "image", "speech", "image_attributes", ("test",), keep=mentions_a_picture),
     PairTask("image", "speech", "images", "spoken_image_attributes", ("test",)),
-    PairTask("speech", "music", "speech", "music_attributes", ("test",), keep=mentions_a_tune),
+    PairTask("speech", "music", "speech", "music_attributes", {"test": "test_music"}, keep=mentions_an_instrument),
     PairTask("music", "speech", "music", "spoken_music_attributes", ("test",)),
-    PairTask("image", "music", "images", "music_attributes", ("test",), shows_an_instrument, instrument_to_play),
+    PairTask("image", "music", "images", "music_attributes", {"test": "test_instruments"}, derive=instrument_to_play),
     PairTask("music", "image", "music", "image_attributes", ("test",), derive=instrument_to_draw),
-)
+)  # fmt: skip
+
+# Text by itself, as documents: task -> (the builder's config, its field).
+TEXTS = {
+    "image_captions": ("images", "caption"), "music_captions": ("music", "caption"), "sentences": ("speech", "text")
+}  # fmt: skip
 
 
 def metric(name: str) -> Callable[[Sequence[Attributes], Sequence[Any]], dict[str, float]]:
@@ -146,10 +154,13 @@ def register(config: ml_collections.ConfigDict) -> tuple[str, ...]:
         importlib.import_module(module)
     data_dir = str(settings.data_dir(config))
     for task in PAIRS:
-        _add(task.name, task.data, data_dir, task.splits, task.preprocessors(), [metric(task.metric)])
+        metric_fns = [metric(name) for name in (task.metric, *task.also)]
+        _add(task.name, task.data, data_dir, task.splits, task.preprocessors(), metric_fns)
     for kind in ("document", "dialogue"):
         steps = [functools.partial(preprocessors.interleaved, kind=kind)]
         _add(f"{kind}s", "interleaved", data_dir, TRAINED_SPLITS, steps, [])
+    for name, (data, field) in TEXTS.items():
+        _add(name, data, data_dir, TRAINED_SPLITS, [functools.partial(preprocessors.text_alone, field=field)], [])
     names = seqio.TaskRegistry.names()
     for name in (*config.tokenize.tasks, *config.mixture):
         if name not in names:
@@ -164,7 +175,7 @@ def _add(
     name: str,
     data: str,
     data_dir: str,
-    splits: Sequence[str],
+    splits: Sequence[str] | Mapping[str, str],
     steps: Sequence[Callable],
     metric_fns: Sequence[Callable],
 ) -> None:
@@ -173,9 +184,7 @@ def _add(
         seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,
-        source=seqio.TfdsDataSource(
-            f"{DATASET}/{data}:{settings.VERSION}", tfds_data_dir=data_dir, splits=tuple(splits)
-        ),
+        source=seqio.TfdsDataSource(f"{DATASET}/{data}:{settings.VERSION}", tfds_data_dir=data_dir, splits=splits),
         preprocessors=list(steps),
         output_features=preprocessors.OUTPUT_FEATURES,
         postprocess_fn=postprocess,

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import Audio
+from anygpt_jax.tasks.metrics.melody import melody_scores
 from anygpt_jax.tasks.metrics.memory import Memory
 from anygpt_jax.tasks.metrics.scores import MUSIC_ATTRIBUTES, instrument_scores
+from anygpt_jax.tasks.metrics.sound import SAMPLE_RATE, is_audible, normalized, spectrogram
 
-SAMPLE_RATE = 16_000
 HOP = 160  # 10 ms
 WINDOW = 1024
 BANDS = 64
@@ -40,14 +41,8 @@ def _mel_matrix() -> Float[np.ndarray, "bins bands"]:
     return np.maximum(triangles, 0) / (high - low) * 100
 
 
-def _spectrogram(samples: np.ndarray, window: int, hop: int) -> Float[np.ndarray, "frames bins"]:
-    samples = np.pad(samples, (0, max(0, window - len(samples))))
-    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
-    return np.abs(np.fft.rfft(frames * np.hanning(window).astype(np.float32), axis=1))
-
-
 def _log_mel(samples: np.ndarray) -> Float[np.ndarray, "frames bands"]:
-    return np.log(_spectrogram(samples, WINDOW, HOP) @ _mel_matrix() + 1e-3)
+    return np.log(spectrogram(samples, WINDOW, HOP) @ _mel_matrix() + 1e-3)
 
 
 def timbre(samples: np.ndarray) -> np.ndarray:
@@ -71,7 +66,7 @@ def rhythm(samples: np.ndarray) -> np.ndarray:
 def profile(samples: np.ndarray) -> Float[np.ndarray, " 24"]:
     """Loudness of the twelve pitch classes: over the whole clip, and over its last second."""
     window, hop = 4096, 1024
-    spectrum = np.sqrt(_spectrogram(samples, window, hop))
+    spectrum = np.sqrt(spectrogram(samples, window, hop))
     hz = np.fft.rfftfreq(window, 1 / SAMPLE_RATE)
     heard = (hz > 180) & (hz < 2100)
     classes = np.round(69 + 12 * np.log2(hz[heard] / 440)).astype(int) % 12
@@ -139,7 +134,7 @@ class MusicJudge:
 
     def read(self, clips: Sequence[Audio | None]) -> list[dict[str, str]]:
         """The attributes of every clip; none for a missing or silent one."""
-        audible = {i: clip for i, clip in enumerate(clips) if clip is not None and _is_audible(clip)}
+        audible = {i: clip for i, clip in enumerate(clips) if clip is not None and is_audible(clip)}
         readings: list[dict[str, str]] = [{} for _ in clips]
         if audible:
             features = _features(list(audible.values()))
@@ -166,23 +161,10 @@ class MusicJudge:
         )
 
 
-def _is_audible(clip: Audio) -> bool:
-    return float(np.sqrt(np.mean(np.square(clip.samples)))) > 1e-3
-
-
 def _features(clips: Sequence[Audio]) -> dict[Callable, np.ndarray]:
     """Every kind of features, [clips, features], of clips brought to 16 kHz and a common loudness."""
-    sounds = [_normalized(clip) for clip in clips]
+    sounds = [normalized(clip) for clip in clips]
     return {kind: np.stack([kind(sound) for sound in sounds]) for kind in dict.fromkeys(FEATURES.values())}
-
-
-def _normalized(clip: Audio) -> np.ndarray:
-    samples = np.asarray(clip.samples, np.float32)
-    if clip.sample_rate != SAMPLE_RATE:
-        import scipy.signal
-
-        samples = scipy.signal.resample_poly(samples, SAMPLE_RATE, clip.sample_rate)
-    return samples / max(float(np.sqrt(np.mean(np.square(samples)))), 1e-6) * 0.1
 
 
 _in_use: list[Memory[dict[str, str]]] = []
@@ -205,5 +187,6 @@ def read_music(clips: Sequence[Audio | None]) -> list[dict[str, str]]:
 
 
 def music_attributes(targets: Sequence[dict], predictions: Sequence[Audio | None]) -> dict[str, float]:
-    """Music: the share with the right instrument; tempo, dance and key beside it."""
-    return instrument_scores(targets, read_music(predictions), MUSIC_ATTRIBUTES)
+    """Music: the share with the right instrument; tempo, dance and key beside it, and what a melody says untrained."""
+    heard = instrument_scores(targets, read_music(predictions), MUSIC_ATTRIBUTES)
+    return heard | melody_scores(targets, predictions)

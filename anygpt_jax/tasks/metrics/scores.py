@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 Attributes = Mapping[str, object]
 
-IMAGE_ATTRIBUTES = ("object", "colour", "size", "place")
+# Of a scene with one object ("size", "place") and of one with two ("second", "relation").
+IMAGE_ATTRIBUTES = ("object", "colour", "size", "place", "second", "relation")
 MUSIC_ATTRIBUTES = ("instrument", "tempo", "dance", "key")
 
 # The score of a pair, and whether more of it is better.

@@ -18,7 +18,7 @@ import numpy as np
 from anygpt_jax.modalities.base import Audio
 from anygpt_jax.tasks.metrics.memory import Memory
 from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES, MUSIC_ATTRIBUTES, attribute_scores, instrument_scores
-from anygpt_jax.tasks.metrics.text import corpus_word_error_rate, parse_attributes
+from anygpt_jax.tasks.metrics.text import corpus_word_error_rate, parse_attributes, unspoken_word_recall
 
 SAMPLE_RATE = 16_000
 SILENCE = 0.25  # seconds before and after: the recognizer misses words that touch the edge
@@ -98,3 +98,8 @@ def spoken_image_attributes(targets: Sequence[dict], predictions: Sequence[Audio
 def spoken_music_attributes(targets: Sequence[dict], predictions: Sequence[Audio | None]) -> dict[str, float]:
     """Spoken descriptions of music: the share that names the right instrument."""
     return instrument_scores(targets, [parse_attributes(text, MUSIC_ATTRIBUTES) for text in recognise(predictions)])
+
+
+def heard_unspoken_word_recall(targets: Sequence[dict], predictions: Sequence[Audio | None]) -> dict[str, float]:
+    """`unspoken_word_recall` of what the recognizer hears."""
+    return unspoken_word_recall(targets, recognise(predictions))
