@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.modality = "music"
     c.workdir = "runs/tokenizer_music"
     c.output = ""  # where the weights go; default: the workdir
-    c.data_dir = "runs/quickstart/data"  # what `anygpt build-data` built
+    c.data_dir = "runs/tiny/data"  # what `anygpt build-data` built
     c.seed = 0
 
     c.mel = m = ml_collections.ConfigDict()
@@ -22,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     m.stack = 4  # mel frames a latent: 12.5 latents a second
     m.width = 192
     m.latent = 64
-    m.codebooks = 4
-    m.codebook_size = 256
+    m.codebooks = 2
+    m.codebook_size = 1024
     c.max_frames = 50  # 4 s
 
     c.steps = 2000

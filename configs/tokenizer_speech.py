@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.modality = "speech"
     c.workdir = "runs/tokenizer_speech"
     c.output = ""  # where the weights go; default: the workdir
-    c.data_dir = "runs/quickstart/data"  # what `anygpt build-data` built
+    c.data_dir = "runs/tiny/data"  # what `anygpt build-data` built
     c.seed = 0
 
     c.mel = m = ml_collections.ConfigDict()
@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.codec = m = ml_collections.ConfigDict()
     m.n_mels = 80
     m.stack = 4  # mel frames a latent: 25 latents a second
-    m.width = 128
+    m.width = 160
     m.latent = 64
     m.codebooks = 4  # the first is semantic and the language model's, the others are the acoustic stage's
     m.codebook_size = 256
@@ -28,10 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
     m.phones = 39  # of ARPABET, which supervise the semantic codebook
     c.min_codes = 8
     c.max_codes = 150  # 6 s
-    c.longest_samples = 64 * 640  # utterances beyond are left out of training
+    c.longest_samples = 64 * 640  # 2.6 s; utterances beyond are left out of training
     c.default_voice = "ada"
 
-    c.steps = 900
+    c.steps = 1400
     c.warmup_steps = 150  # without quantization, before k-means
     c.batch_size = 16
     c.crop = 0  # whole utterances: their phones are known, not where they are
@@ -42,13 +42,15 @@ def get_config() -> ml_collections.ConfigDict:
     c.ctc = 0.3  # weight of the phones' loss, in nats a phone
     c.log_every = 100
 
+    c.keep_codec = False  # train the second stage alone, over the codec that is in the folder of the weights
     c.acoustic = a = ml_collections.ConfigDict()
     a.seed = 1
     a.width = 160
     a.dilations = (1, 2, 4, 1, 2)
-    a.steps = 600
+    a.steps = 400
     a.batch_size = 16
     a.learning_rate = 2e-3
+    a.cross_entropy = 0.1  # weight of the codes' loss (nats a code) beside the decoder's L1
     a.log_every = 100
 
     c.measure_splits = ("test", "test_voice")

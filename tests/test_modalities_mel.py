@@ -9,7 +9,7 @@ import scipy.signal
 from flax import nnx
 
 from anygpt_jax.modalities.codecs import batching, mel
-from anygpt_jax.modalities.codecs.acoustic import AcousticSettings, AcousticStage
+from anygpt_jax.modalities.codecs.acoustic import AcousticSettings, AcousticStage, loss_fn
 from anygpt_jax.modalities.codecs.melcodec import CodecSettings, MelCodec, frame_mask, shift
 from anygpt_jax.modalities.codecs.train_mel import warp_frequency
 
@@ -125,9 +125,36 @@ def test_the_acoustic_stage_keeps_the_semantic_codes_and_completes_the_levels():
     codes = stage.complete(semantic, codec.codebooks[...], mask, jnp.zeros((2, 3)))
     assert codes.shape == (2, 5, 3)
     np.testing.assert_array_equal(codes[..., 0], semantic)
-    # Level by level: what the first pass gives is what one call with level 0 gives.
-    logits = stage(codec.codebooks[...][0][semantic], jnp.zeros(2, jnp.int32), mask, jnp.zeros((2, 3)))
-    np.testing.assert_array_equal(codes[..., 1], logits.argmax(-1))
+    # Level by level, and of each the code with the least expected squared error, by brute force.
+    vectors = np.asarray(codec.codebooks[...])
+    for level in range(2):
+        partial = sum(vectors[q][np.asarray(codes[..., q])] for q in range(level + 1))
+        logits = stage(jnp.asarray(partial), jnp.full(2, level), mask, jnp.zeros((2, 3)))
+        errors = np.square(vectors[level + 1][:, None] - vectors[level + 1][None]).sum(-1)
+        expected = np.asarray(nnx.softmax(logits)) @ errors
+        np.testing.assert_array_equal(codes[..., level + 1], expected.argmin(-1))
+
+
+def test_the_acoustic_loss_is_that_of_the_choices_it_completes_with():
+    codec = tiny_codec()
+    stage = AcousticStage(AcousticSettings(16, (1, 2)), codec.settings, rngs=nnx.Rngs(0))
+    target = jnp.asarray(np.random.default_rng(2).normal(size=(2, 20, 8)), jnp.float32)
+    mask = frame_mask(np.array([10, 7]), 10)
+    voice = codec.voice(target, mask)
+    semantic = codec.encode(target, mask)[..., 0]
+    codes = stage.complete(semantic, codec.codebooks[...], mask, voice)
+    heard = np.asarray(codec.decode(codes, mask, voice))  # the tiny codec's standardization is the identity
+    sounding = np.arange(20) < np.array([[20], [14]])
+    loss, metrics = loss_fn(stage, codec, target, mask, 0.0)
+    assert float(loss) == pytest.approx(np.abs(heard - target)[sounding].mean(), rel=1e-5)
+    # The truth of a level is judged by what the chosen levels below leave over.
+    latents, vectors = np.asarray(codec.latents(target, mask)), np.asarray(codec.codebooks[...])
+    left, right = latents - vectors[0][np.asarray(semantic)], []
+    for q in (1, 2):
+        truth = np.square(left[:, :, None] - vectors[q]).sum(-1).argmin(-1)
+        right.append((truth == np.asarray(codes[..., q]))[sounding[:, ::2]].mean())
+        left = left - vectors[q][np.asarray(codes[..., q])]
+    assert float(metrics["accuracy"]) == pytest.approx(np.mean(right), abs=1e-6)
 
 
 def test_bucketed_keeps_order_and_uses_a_bucket_of_the_items_own_length():

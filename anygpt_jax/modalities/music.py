@@ -1,4 +1,4 @@
-"""Music: 12.5 frames a second of four residual codes, written frame by frame as AnyGPT does.
+"""Music: 12.5 frames a second of two residual codes, written frame by frame as AnyGPT does.
 
 Code q of a frame is written as code + size·q: the codebooks share one block of the vocabulary, and the
 grammar is a cycle of their ranges.

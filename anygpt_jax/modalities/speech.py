@@ -33,11 +33,15 @@ class SpeechTokenizer:
 
     def __init__(self, path: pathlib.Path = weights.SHIPPED / "speech.safetensors"):
         tensors, settings = weights.read(path)
-        self.fingerprint = weights.fingerprint(tensors, settings)
+        # Of what decides the codes: another second stage makes another sound of the same codes.
+        self.fingerprint = weights.fingerprint(
+            {name: x for name, x in tensors.items() if name.startswith("codec.")},
+            {name: x for name, x in settings.items() if name != "acoustic"},
+        )
         self.mel = mel.MelSettings(**settings["mel"])
         self.settings = s = CodecSettings(**settings["codec"])
         stage = AcousticSettings(**settings["acoustic"])
-        self._codec = weights.fill(lambda: MelCodec(s, rngs=nnx.Rngs(0)), tensors, "codec.")
+        self.codec = weights.fill(lambda: MelCodec(s, rngs=nnx.Rngs(0)), tensors, "codec.")
         self._stage = weights.fill(lambda: AcousticStage(stage, s, rngs=nnx.Rngs(0)), tensors, "acoustic.")
         self.frame = self.mel.hop * s.stack  # samples a code
         self.shortest = settings["min_codes"] * self.frame
@@ -85,7 +89,7 @@ class SpeechTokenizer:
         Without a prompt it is the default voice. `acoustic` fills in the other codebooks by the second stage;
         otherwise the decoder works from the codes given, which is clearer (figures are in speech.json).
         """
-        voice = np.asarray(self._codec.default_voice[...]) if prompt is None else self.voice(prompt)
+        voice = np.asarray(self.codec.default_voice[...]) if prompt is None else self.voice(prompt)
         rows = []
         for i, row in enumerate(codes):
             row = np.asarray(row, np.int32)
@@ -107,7 +111,7 @@ class SpeechTokenizer:
     def _encode(self):
         def encode(samples, lengths, _indices):
             mask = frame_mask(lengths, samples.shape[1] // self.frame)
-            return self._codec.encode(mel.log_mel(samples, self.mel), mask)
+            return self.codec.encode(mel.log_mel(samples, self.mel), mask)
 
         return jax.jit(encode)
 
@@ -115,7 +119,7 @@ class SpeechTokenizer:
     def _voice(self):
         def voice(samples, lengths, _indices):
             mask = frame_mask(lengths, samples.shape[1] // self.frame)
-            return self._codec.voice(self._codec.standardize(mel.log_mel(samples, self.mel)), mask)
+            return self.codec.voice(self.codec.standardize(mel.log_mel(samples, self.mel)), mask)
 
         return jax.jit(voice)
 
@@ -124,8 +128,8 @@ class SpeechTokenizer:
         def decode(codes, lengths, voice, acoustic):
             mask = frame_mask(lengths, codes.shape[1])
             if acoustic:
-                codes = self._stage.complete(codes[..., 0], self._codec.codebooks[...], mask, voice)
-            log_mels = self._codec.decode(codes, mask, voice)
+                codes = self._stage.complete(codes[..., 0], self.codec.codebooks[...], mask, voice)
+            log_mels = self.codec.decode(codes, mask, voice)
             silent = jnp.repeat(mask, self.settings.stack, 1) == 0
             return mel.invert(jnp.where(silent, jnp.log(self.mel.floor), log_mels), self.mel)
 

@@ -23,8 +23,8 @@ def folder(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 
 def recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What decides the weights: the config without its folders."""
-    return {k: v for k, v in config.to_dict().items() if k not in ("workdir", "output", "data_dir")}
+    """What decides the weights: the config without its folders, and without what is done again."""
+    return {k: v for k, v in config.to_dict().items() if k not in ("workdir", "output", "data_dir", "keep_codec")}
 
 
 def write(config: ml_collections.ConfigDict, card: Mapping[str, Any]) -> None:
@@ -36,14 +36,19 @@ def write(config: ml_collections.ConfigDict, card: Mapping[str, Any]) -> None:
     log.info("%s tokenizer: %s", config.modality, json.dumps(card["quality"]))
 
 
-def evaluate(config: ml_collections.ConfigDict) -> None:
-    """Measures weights that are there once more and rewrites the card."""
+def read(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The card that is there; UserError without one."""
     path = folder(config) / f"{config.modality}.json"
     if not path.is_file():
         raise UserError(f"No {path}; train the tokenizer first, or name its folder with --config.output.")
-    card = json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def evaluate(config: ml_collections.ConfigDict) -> None:
+    """Measures weights that are there once more and rewrites the card."""
+    card = read(config)
     write(config, {k: card[k] for k in ("fingerprint", "cpu_seconds")} | {"quality": quality(config)})
-    print(f"Wrote {path}")
+    print(f"Wrote {folder(config) / config.modality}.json")
 
 
 def quality(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -54,6 +54,59 @@ def log_mel_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], settings:
     return float(np.mean(total))
 
 
+def median_f0(samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
+    """Median fundamental frequency of the voiced frames in Hz, NaN without any.
+
+    The first peak of the autocorrelation (over what a shorter overlap leaves of it) that comes within a tenth of the
+    highest one, between 70 and 400 Hz; a frame of 40 ms is voiced if that is over 0.6 and it is not 20 dB below the
+    loudest.
+    """
+    size, shortest, longest = int(0.04 * sample_rate), sample_rate // 400, sample_rate // 70
+    if len(samples) < size:
+        return float("nan")
+    frames = np.lib.stride_tricks.sliding_window_view(np.asarray(samples, np.float64), size)[:: size // 4]
+    frames = frames - frames.mean(1, keepdims=True)
+    energy = np.square(frames).sum(1)
+    frames = frames[energy > 0.01 * energy.max(initial=0.0)]
+    spectrum = np.abs(np.fft.rfft(frames, 2 * size)) ** 2
+    curve = np.fft.irfft(spectrum)[:, : longest + 2] * (size / (size - np.arange(longest + 2)))
+    curve = curve / np.maximum(curve[:, :1], 1e-12)
+    found = []
+    for row in curve:
+        peaks = np.flatnonzero((row[1:-1] > row[:-2]) & (row[1:-1] >= row[2:])) + 1
+        peaks = peaks[peaks >= shortest]
+        if len(peaks) and row[peaks].max() > 0.6:
+            found.append(sample_rate / peaks[row[peaks] > row[peaks].max() - 0.1][0])
+    return float(np.median(found)) if found else float("nan")
+
+
+def voice_choice(tokenizer: SpeechTokenizer, sounds: Sequence[Sound], count: int = 8) -> dict[str, Any]:
+    """Codes of utterances decoded with the prompts of other voices: in whose pitch does the output speak?
+
+    The prompt of a voice is its first utterance, its pitch the median over its utterances. `count` utterances of
+    other voices are decoded for each; {} if there is one voice only.
+    """
+    voices = sorted({s.attributes["voice"] for s in sounds})
+    if len(voices) < 2:
+        return {}
+    pitch = {v: _median([median_f0(s.samples) for s in sounds if s.attributes["voice"] == v]) for v in voices}
+    away, nearer = [], []
+    for voice in voices:
+        prompt = next(s for s in sounds if s.attributes["voice"] == voice)
+        others = [s for s in sounds if s.attributes["voice"] != voice][:count]
+        spoken = tokenizer.decode(tokenizer.encode(_audio(others)), prompt=Audio(prompt.samples, SAMPLE_RATE))
+        for source, output in zip(others, spoken, strict=True):
+            hz = median_f0(output.samples)
+            from_prompt, from_source = (abs(12 * np.log2(hz / pitch[v])) for v in (voice, source.attributes["voice"]))
+            away.append(from_prompt)
+            nearer.append(from_prompt < from_source)
+    return {
+        "n": len(away),
+        "semitones_from_the_prompts_voice": round(_median(away), 2),
+        "nearer_to_it_than_to_the_source": round(float(np.mean(nearer)), 3),
+    }
+
+
 def image(tokenizer: ImageTokenizer, images: np.ndarray, attributes: Sequence[dict], artist: str) -> dict[str, Any]:
     """Attributes are read off the reconstructions by the independent reader of pixels."""
     from anygpt_jax.tasks.metrics.image import image_attributes, reading_scenes_of
@@ -122,11 +175,16 @@ def speech(tokenizer: SpeechTokenizer, sounds: Sequence[Sound]) -> dict[str, Any
             if name != "original"
         },
         "si_sdr_db": {name: _mean_si_sdr(originals, heard) for name, heard in ways.items() if name != "original"},
+        "prompted_by_another_voice": voice_choice(tokenizer, sounds),
     }
 
 
 def _mean_si_sdr(originals: Sequence[np.ndarray], decoded: Sequence[Audio]) -> float:
     return round(float(np.mean([si_sdr(x, y.samples) for x, y in zip(originals, decoded, strict=True)])), 2)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.nanmedian(values))
 
 
 def _audio(sounds: Sequence[Sound]) -> list[Audio]:

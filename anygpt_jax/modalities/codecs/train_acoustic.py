@@ -18,30 +18,27 @@ from anygpt_jax.modalities.codecs.train_mel import Corpus, draw
 def train(config: ml_collections.ConfigDict, codec: MelCodec, data: Corpus) -> acoustic.AcousticStage:
     settings = acoustic.AcousticSettings(config.width, tuple(config.dilations))
     stage = acoustic.AcousticStage(settings, codec.settings, rngs=nnx.Rngs(config.seed))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 50, config.steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(50, config.steps // 4), config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
     graph, params, rest = nnx.split(stage, nnx.Param, ...)  # type: ignore[misc]
-    vectors = codec.codebooks[...]
 
     @jax.jit
-    def step(params, opt, batch, key):
+    def step(params, opt, batch):
         mask = frame_mask(batch["lengths"], batch["log_mels"].shape[1] // codec.settings.stack)
-        codes = codec.encode(batch["log_mels"], mask)
-        voice = codec.voice(codec.standardize(batch["log_mels"]), mask)
+        target = codec.standardize(batch["log_mels"])
 
         def wrapped(params):
-            return acoustic.loss_fn(nnx.merge(graph, params, rest), codes, vectors, mask, voice, key)
+            return acoustic.loss_fn(nnx.merge(graph, params, rest), codec, target, mask, config.cross_entropy)
 
         (_, metrics), grads = jax.value_and_grad(wrapped, has_aux=True)(params)
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), opt, metrics
 
     rng = np.random.default_rng(config.seed)
-    key = jax.random.key(config.seed)
     opt = optimizer.init(params)
-    for i, report in steps_with_progress(config.steps, "acoustic stage", config.log_every):
+    for _, report in steps_with_progress(config.steps, "acoustic stage", config.log_every):
         batch = draw(data, config.batch_size, 0, codec.settings.stack, rng)
-        params, opt, metrics = step(params, opt, batch, jax.random.fold_in(key, i))
+        params, opt, metrics = step(params, opt, batch)
         report(metrics)
     return nnx.merge(graph, params, rest)
 

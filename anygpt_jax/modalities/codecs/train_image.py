@@ -20,6 +20,8 @@ from flax import nnx
 from anygpt_jax.modalities.codecs import patches, quantize
 from anygpt_jax.modalities.codecs.progress import steps_with_progress
 
+KMEANS_PATCHES = 50_000  # that the codes start from
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
@@ -126,7 +128,8 @@ def train(config: ml_collections.ConfigDict, images: np.ndarray, layouts: list[s
     for i, report in steps_with_progress(config.steps, "image tokenizer", config.log_every):
         if i == config.warmup_steps:
             module = nnx.merge(graph, params, rest)
-            x = module.latents(module.features(pairs.a, pairs.ground_a), pairs.ground_a)
+            some = rng.permutation(len(pairs.a))[:KMEANS_PATCHES]
+            x = module.latents(module.features(pairs.a[some], pairs.ground_a[some]), pairs.ground_a[some])
             books = quantize.init_codebooks(jax.random.fold_in(key, 1), x, 1, settings.codes)
         chosen = rng.integers(len(pairs.a), size=config.batch_size)
         batch = {f.name: getattr(pairs, f.name)[chosen] for f in dataclasses.fields(pairs)}
