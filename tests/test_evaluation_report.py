@@ -32,7 +32,8 @@ def _entry(source: str, target: str, rng: np.random.Generator) -> dict[str, Any]
         "higher_is_better": higher, "interval": [score - 0.05, score + 0.05], "untrained": chance, "details": details,
     }  # fmt: skip
     if not trained:
-        entry["via_text"] = 0.81
+        entry |= {"via_text": 0.81, "via_text_interval": [0.7, 0.9], "legs": 0.9}
+        entry["share_of_legs"] = {"direct": 0.43, "via_text": None}
         details["via_text"] = {metric: 0.81}
     return entry
 
@@ -89,6 +90,15 @@ def sample_run(workdir: pathlib.Path) -> dict[str, Any]:
                 "speech": {"n": 64, "codes": 46.0, "wer": 0.2, "judge_wer": 0.01},
                 "music": {"n": 64, "codes": 200.0, "instrument": 0.98, "pitch": 0.93, "notes": 900},
             },
+            "dialogues": {
+                "exact": 0.95,
+                "interval": [0.91, 0.98],
+                "n": 200,
+                "several_turns": {"exact": 0.93, "interval": [0.88, 0.97], "n": 140},
+                "one_turn": {"exact": None, "interval": None, "n": 0},
+                "by_form": {"draw_spoken": {"exact": 0.987, "interval": [0.9, 1.0], "n": 20}},
+            },
+            "text": {"sentences": {"perplexity_per_word": 12.34, "perplexity_per_token": 4.5, "tokens": 1234, "n": 96}},
             "step": 4500,
         },
         "shipped": {"matrix": {}},

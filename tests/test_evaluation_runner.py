@@ -14,7 +14,7 @@ from PIL import Image
 
 from anygpt_jax.cache import Manifest, write_shard
 from anygpt_jax.embedded import scenes, sentences
-from anygpt_jax.evaluation import main, pairs, runner
+from anygpt_jax.evaluation import legs, main, pairs, runner
 from anygpt_jax.evaluation.examples import load_prompts, read_examples, stable_order
 from anygpt_jax.generation.engine import Settings
 from anygpt_jax.generation.pipeline import Pipeline
@@ -151,6 +151,9 @@ def test_never_trained_pair_is_answered_directly_and_via_text(evaluation):
     entry = evaluation.run_pair("text", "image")
     assert entry["trained"] is False
     assert 0 <= entry["via_text"] <= 1
+    low, high = entry["via_text_interval"]
+    assert low <= entry["via_text"] <= high
+    assert (low, high) != tuple(entry["interval"])  # of its own answers
     folder = evaluation.workdir / "predictions" / "text_to_image"
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 6
@@ -175,6 +178,68 @@ def test_finished_pair_is_not_done_again_unless_something_changed(evaluation, mo
     with pytest.raises(AssertionError, match="generated again"):
         evaluation.run_pair("image", "text")
     evaluation.config.evaluate.examples = 6
+
+
+def _entry(metric, score, trained=True, **more):
+    return {"metric": metric, "score": score, "trained": trained, "n": 3, "chance": 0.1, "ceiling": None, **more}
+
+
+def test_never_trained_pairs_beside_their_legs():
+    matrix = {
+        "text": {"image": _entry("attributes", 0.9), "speech": _entry("wer", 1.25)},
+        "speech": {"text": _entry("wer", 0.2), "image": _entry("attributes", 0.36, False, via_text=0.54)},
+        "image": {"text": _entry("attributes", 0.8), "speech": _entry("attributes", 0.3, False, via_text=0.1)},
+        "music": {"image": _entry("attributes", 0.3, False, via_text=0.1)},
+    }
+    legs.add_legs(matrix)
+    assert matrix["speech"]["image"]["legs"] == pytest.approx(0.8 * 0.9)
+    assert matrix["speech"]["image"]["share_of_legs"] == pytest.approx({"direct": 0.5, "via_text": 0.75})
+    assert matrix["image"]["speech"]["legs"] == 0.0  # more errors than words
+    assert matrix["image"]["speech"]["share_of_legs"] == {"direct": None, "via_text": None}
+    assert "legs" not in matrix["music"]["image"]  # no leg from music
+    assert "legs" not in matrix["speech"]["text"]
+    lines = {line[:18].strip(): " ".join(line[18:].split()) for line in main.table(matrix).splitlines()}
+    assert lines["speech to image"] == "attributes 0.36 0.10 – 0.54 0.72 0.50 0.75 3 never trained"
+
+
+def test_what_is_measured_is_what_the_config_and_the_cache_have(tmp_path):
+    """Hard splits that were not tokenized are left out, and so are the dialogues where none are wanted."""
+    asked = []
+
+    class Recorder:
+        workdir, trained = tmp_path, ml_collections.ConfigDict({"step": 5})
+        config = ml_collections.ConfigDict(
+            {"modalities": ("image", "speech"), "evaluate": {"split": SPLIT, "dialogues": 0}}
+        )
+
+        def run_pair(self, source, target, split):
+            asked.append((source, target, split))
+            return _entry("wer", 0.5)
+
+        def run_text(self, task):
+            return {"perplexity_per_word": 3.0}
+
+        def run_tokenizers(self):
+            return {"image": {}}
+
+    held = {
+        "speech_to_text": (SPLIT, "test_voice", "test_unspoken"),
+        "text_to_speech": (SPLIT, "test_unspoken"),
+        "dialogues": (SPLIT,), "sentences": ("train",),
+    }  # fmt: skip
+    shards = {task: {split: [] for split in splits} for task, splits in held.items()}
+    Manifest("v", "t", {}, shards).save(tmp_path / "cache")
+    tasks = ("speech_to_text", "text_to_speech", "dialogues", "sentences")
+    measured = main.measure(Recorder(), tasks)
+    assert asked == [
+        ("text", "speech", None), ("speech", "text", None), ("speech", "text", "test_voice"),
+        ("speech", "text", "test_unspoken"), ("text", "speech", "test_unspoken"),
+    ]  # fmt: skip
+    assert set(measured["hard"]["speech_to_text"]) == {"test_voice", "test_unspoken"}
+    assert set(measured["hard"]["text_to_speech"]) == {"test_unspoken"}
+    assert measured["text"] == {"dialogues": {"perplexity_per_word": 3.0}}
+    assert "dialogues" not in measured
+    assert (measured["tokenizers"], measured["step"]) == ({"image": {}}, 5)
 
 
 def test_metrics_file_has_the_shape_that_scripts_read(tmp_path):

@@ -10,18 +10,25 @@ import os
 import pathlib
 import platform
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from anygpt_jax.cache import write_atomically
+from anygpt_jax.cache import Manifest, write_atomically
 from anygpt_jax.embedded import settings
 from anygpt_jax.errors import UserError
+from anygpt_jax.evaluation.legs import add_legs
 from anygpt_jax.templates import TEXT
+
+if TYPE_CHECKING:  # it loads JAX and SeqIO, which `anygpt report` does without
+    from anygpt_jax.evaluation.runner import Evaluation
 
 HARD_SPLITS = (
     ("image", "text", "test_openmoji"),
     ("speech", "text", "test_voice"),
+    ("speech", "text", "test_unspoken"),
+    ("text", "speech", "test_unspoken"),
     ("speech", "text", "test_librivox"),
 )
 JUDGE_CLIPS = 600  # originals of the training split that the judge of music learns from
@@ -36,49 +43,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
-    """Every directed pair, the hard splits and the tokenizers. Finished pairs of an earlier run are kept.
+    """Every directed pair, the hard splits, the tokenizers, the dialogues and the text, as far as the config has them.
 
-    Of a tokenizer's config: its quality on held-out splits, into its card.
+    Finished pairs of an earlier run are kept. Of a tokenizer's config: its quality on held-out splits, into its card.
     """
-    began = time.monotonic()
     quieten()
     if config.kind == "tokenizer":
         from anygpt_jax.modalities.codecs import cards
 
         return cards.evaluate(config)
+    from anygpt_jax.evaluation import perplexity
+
+    workdir, tasks = pathlib.Path(config.workdir), tuple(config.tokenize.tasks)
+    if any(task not in perplexity.TEXTS for task in tasks) and not settings.data_dir(config).is_dir():
+        raise UserError(f"No data set at {settings.data_dir(config)} for this config; run `anygpt build-data` first.")
+    measured = measure(prepare(config), tasks)
+    write_metrics(workdir, measured, getattr(args, "json", None))
+    print(table(measured["matrix"]) + other_lines(measured))
+
+
+def measure(evaluation: Evaluation, tasks: Sequence[str]) -> dict[str, Any]:
+    """Everything that these tasks allow: with text alone, how well text is predicted."""
     from tqdm import tqdm
 
-    from anygpt_jax.evaluation import pairs
+    from anygpt_jax.evaluation import dialogues, pairs, perplexity
 
-    if not settings.data_dir(config).is_dir():
-        raise UserError(f"No data set at {settings.data_dir(config)} for this config; run `anygpt build-data` first.")
-    evaluation = prepare(config)
-    modalities, tasks = (TEXT, *config.modalities), tuple(config.tokenize.tasks)
+    began, config = time.monotonic(), evaluation.config
+    modalities, held = (TEXT, *config.modalities), Manifest.load(evaluation.workdir / "cache").tasks
     jobs: list[tuple[str, str, str | None]] = [(s, t, None) for s, t in pairs.directed_pairs(modalities, tasks)]
-    jobs += [job for job in HARD_SPLITS if pairs.task_name(job[0], job[1]) in tasks]
-    matrix: dict[str, dict[str, Any]] = {m: {} for m in modalities}
-    hard: dict[str, Any] = {}
-    with tqdm(total=len(jobs) + 1, desc="evaluate", unit="pair") as bar:
+    hard = [job for job in HARD_SPLITS if pairs.task_name(job[0], job[1]) in tasks]
+    jobs += [(s, t, split) for s, t, split in hard if split in held.get(pairs.task_name(s, t), {})]
+    texts = [task for task in perplexity.TASKS if config.evaluate.split in held.get(task, {}) and task in tasks]
+    talks = dialogues.TASK in texts and config.evaluate.get("dialogues") != 0
+    matrix: dict[str, dict[str, Any]] = {m: {} for m in modalities} if jobs else {}
+    measured: dict[str, Any] = {"matrix": matrix, "hard": {}, "tokenizers": {}}
+    with tqdm(total=len(jobs) + len(texts) + bool(jobs) + talks, desc="evaluate", unit="part") as bar:
+
+        def part(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+            bar.set_postfix_str(name)
+            result = function(*arguments)
+            bar.update()
+            return result
+
         for source, target, split in jobs:
-            bar.set_postfix_str(f"{source} to {target}" + (f", {split}" if split else ""))
-            entry = evaluation.run_pair(source, target, split)
+            name = f"{source} to {target}" + (f", {split}" if split else "")
+            entry = part(name, evaluation.run_pair, source, target, split)
             if split is None:
                 matrix[source][target] = entry
             else:
-                hard.setdefault(pairs.task_name(source, target), {})[split] = entry
-            bar.update()
-        bar.set_postfix_str("tokenizers")
-        tokenizers = evaluation.run_tokenizers()
-        bar.update()
-    measured = {
-        "matrix": matrix,
-        "hard": hard,
-        "tokenizers": tokenizers,
-        "step": evaluation.trained.step,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    write_metrics(pathlib.Path(config.workdir), measured, getattr(args, "json", None))
-    print(table(matrix))
+                measured["hard"].setdefault(pairs.task_name(source, target), {})[split] = entry
+        add_legs(matrix)
+        if talks and (entry := part("dialogues", dialogues.run, evaluation)):
+            measured["dialogues"] = entry
+        if texts:
+            measured["text"] = {task: part(task, evaluation.run_text, task) for task in texts}
+        if jobs:
+            measured["tokenizers"] = part("tokenizers", evaluation.run_tokenizers)
+    return {**measured, "step": evaluation.trained.step, "seconds": round(time.monotonic() - began, 1)}
 
 
 def quieten() -> None:
@@ -87,7 +108,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def prepare(config: ml_collections.ConfigDict):
+def prepare(config: ml_collections.ConfigDict) -> Evaluation:
     """The newest checkpoint and a randomly initialised twin, the registered tasks, and the judge of music."""
     from flax import nnx
 
@@ -97,11 +118,11 @@ def prepare(config: ml_collections.ConfigDict):
     from anygpt_jax.model.decoder import Decoder
     from anygpt_jax.tasks import registry
     from anygpt_jax.tasks.metrics.music import use_judge
-    from anygpt_jax.training.checkpoints import LoadedModel, restore_model
+    from anygpt_jax.training.checkpoints import LoadedModel
 
     trained = Pipeline.load(config)
-    model = restore_model(pathlib.Path(config.workdir) / "checkpoints")
-    blank = LoadedModel(Decoder(model.config, rngs=nnx.Rngs(config.seed)), model.config, model.vocabulary, 0)
+    shape = trained.decoder.config
+    blank = LoadedModel(Decoder(shape, rngs=nnx.Rngs(config.seed)), shape, trained.generator.vocabulary, 0)
     untrained = Pipeline.build(blank, trained.tokenizers, Settings.from_config(config.generate))
     registry.register(config)
     use_judge(lambda: fit_music_judge(trained.tokenizers["music"]))
@@ -151,14 +172,45 @@ def versions() -> dict[str, str]:
 
 
 def table(matrix: dict[str, dict[str, Any]]) -> str:
-    """The matrix as lines of text."""
-    lines = [f"{'pair':<18}{'metric':<12}{'score':>8}{'chance':>8}{'ceiling':>8}{'via text':>9}{'n':>5}  "]
+    """The matrix as lines of text; "legs" are those of `legs.add_legs`, with the share that each way reaches."""
+    if not any(matrix.values()):
+        return ""
+    lines = [
+        f"{'pair':<18}{'metric':<12}{'score':>6}{'interval':>14}{'chance':>8}{'ceiling':>8}{'via text':>9}{'interval':>14}"
+        f"{'legs':>6}{'direct':>8}{'via':>6}{'n':>5}  "
+    ]
     for source, row in matrix.items():
         for target, e in row.items():
-            via = f"{e['via_text']:.2f}" if "via_text" in e else ""
-            ceiling = "–" if e["ceiling"] is None else f"{e['ceiling']:.2f}"
+            shares = e.get("share_of_legs", {})
             lines.append(
-                f"{source + ' to ' + target:<18}{e['metric']:<12}{e['score']:>8.2f}{e['chance']:>8.2f}"
-                f"{ceiling:>8}{via:>9}{e['n']:>5}  {'trained' if e['trained'] else 'never trained'}"
+                f"{source + ' to ' + target:<18}{e['metric']:<12}{_short(e['score']):>6}{_range(e.get('interval')):>14}"
+                f"{_short(e['chance']):>8}{_short(e['ceiling'], '–'):>8}{_short(e.get('via_text')):>9}"
+                f"{_range(e.get('via_text_interval')):>14}{_short(e.get('legs')):>6}{_short(shares.get('direct')):>8}"
+                f"{_short(shares.get('via_text')):>6}{e['n']:>5}  {'trained' if e['trained'] else 'never trained'}"
             )
     return "\n".join(lines)
+
+
+def other_lines(measured: dict[str, Any]) -> str:
+    """The dialogues and the text as lines of text."""
+    lines = [""]
+    if talk := measured.get("dialogues"):
+        groups = {"dialogues": talk, "several turns": talk["several_turns"], "one turn": talk["one_turn"]}
+        for name, e in (*groups.items(), *talk["by_form"].items()):
+            lines.append(
+                f"{name:<18}{'modalities':<12}{_short(e['exact'], '–'):>6}{_range(e['interval']):>14}{e['n']:>5}"
+            )
+    for task, e in measured.get("text", {}).items():
+        lines.append(
+            f"{task:<18}perplexity {e['perplexity_per_word']:.2f} a word, {e['perplexity_per_token']:.2f} a token, "
+            f"{e['tokens']:,} tokens of {e['n']}"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: float | None, absent: str = "") -> str:
+    return absent if value is None else f"{value:.2f}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f}–{interval[1]:.2f}"

@@ -105,6 +105,8 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
         samples=[s for s in (sample_set(workdir, *pair) for pair in shown_pairs(measured)) if s["rows"]],
         ways=WAYS,
         hard=measured.get("hard", {}),
+        dialogues=dialogue_rows(measured.get("dialogues", {})),
+        text=measured.get("text", {}),
         tokenizers=measured.get("tokenizers", {}),
         tokenizer_marks={(m, name): (mark, higher) for m, name, mark, higher in TOKENIZER_THRESHOLDS},
         timings=metrics.get("timings", []),
@@ -112,6 +114,14 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
         step=measured.get("step"),
         sources=source_rows(),
     )
+
+
+def dialogue_rows(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, share) of all dialogues, by their turns and by their form; nothing if they were not evaluated."""
+    if not entry:
+        return []
+    turns = [("of several turns", entry["several_turns"]), ("of one turn", entry["one_turn"])]
+    return [("all", entry), *turns, *entry["by_form"].items()]
 
 
 def number(value: Any, digits: int = 2) -> str:

@@ -18,6 +18,7 @@ import seqio
 from anygpt_jax.evaluation import pairs
 from anygpt_jax.evaluation.examples import Example, load_content, load_prompts, read_examples, stable_order
 from anygpt_jax.evaluation.originals import JUDGES, Reconstructor, tokenizer_table
+from anygpt_jax.evaluation.perplexity import text_perplexity
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.statistics import MetricFn, bootstrap_interval, chance_scores, example_scores
 from anygpt_jax.generation.engine import generate_many
@@ -28,7 +29,7 @@ from anygpt_jax.tasks.metrics.image import reading_scenes_of
 from anygpt_jax.tasks.metrics.scores import main_score
 from anygpt_jax.templates import TEXT
 
-VERSION = 2  # of how scores are made; raise it and finished pairs are done again
+VERSION = 3  # of how scores are made; raise it and finished pairs are done again
 SHOWN = 8  # examples whose source and truth are kept beside the answer, for the report
 OPENMOJI = "test_openmoji"
 OUTSIDE_THE_GRAMMAR = ("test_librivox",)  # the recognizer knows only the small world's sentences: no ceiling
@@ -83,7 +84,7 @@ class Evaluation:
         hard = split != self.config.evaluate.split
         folder = self.workdir / "predictions" / (f"{name}@{split}" if hard else name)
         predictions = Predictions(folder, self.tokenizers)
-        recipe = self._recipe(name, split)
+        recipe = self.recipe(name, split)
         finished = predictions.finished(recipe)
         if finished:
             return finished
@@ -103,10 +104,10 @@ class Evaluation:
         ceiling = None if split in OUTSIDE_THE_GRAMMAR else self._ceiling(name, source, target, asked, split)
         if ceiling is not None:
             results["ceiling"] = ceiling
-        scores = example_scores(metric, asked.targets, answers["direct"][target])
+        scores = {way: example_scores(metric, asked.targets, media[target]) for way, media in answers.items()}
         entry = self._entry(results, trained, scores)
         entry["seconds"] = round(time.monotonic() - began, 1)
-        self._keep(predictions, target, asked, answers, scores)
+        self._keep(predictions, target, asked, answers, scores["direct"])
         predictions.finish(entry, recipe)
         return entry
 
@@ -124,10 +125,18 @@ class Evaluation:
         predictions.finish({"table": table}, recipe)
         return table
 
-    def _recipe(self, name: str, split: str) -> str:
-        """Hash of everything that decides a pair's result."""
+    def run_text(self, task: str) -> dict[str, float]:
+        """How well the text of one task is predicted."""
+        generator = self.trained.generator
+        return text_perplexity(
+            self.trained.decoder, generator.vocabulary, generator.text, self.workdir / "cache", task,
+            self.config.evaluate.split,
+        )  # fmt: skip
+
+    def recipe(self, name: str, split: str) -> str:
+        """Hash of everything that decides a result of this task and split."""
         return _hash([
-            VERSION, name, split, self.trained.step, self.config.seed, self.config.evaluate.to_json(),
+            VERSION, name, split, self.trained.step, self.config.get("checkpoints"), self.config.seed, self.config.evaluate.to_json(),
             self.config.generate.to_json(), self.config.model.to_json(),
             self.trained.generator.vocabulary.fingerprint, *self._originals(),
         ])  # fmt: skip
@@ -195,19 +204,23 @@ class Evaluation:
         return min(sides, key=lambda side: main_score(side)[1], default=None)
 
     @staticmethod
-    def _entry(results: Mapping[str, dict[str, float]], trained: bool, scores: np.ndarray) -> dict[str, Any]:
+    def _entry(
+        results: Mapping[str, dict[str, float]], trained: bool, scores: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """`scores` are the examples' own, by the way of answering."""
         name, score, higher = main_score(results["direct"])
         ways = {way: main_score(result)[1] for way, result in results.items() if way != "direct"}
-        low, high = bootstrap_interval(scores)
+        intervals = {way: list(bootstrap_interval(one)) for way, one in scores.items()}
         return {
             "metric": name,
             "score": score,
             "chance": ways.pop("chance"),
             "ceiling": ways.pop("ceiling", None),
-            "n": len(scores),
+            "n": len(scores["direct"]),
             "trained": trained,
             "higher_is_better": higher,
-            "interval": [low, high],
+            "interval": intervals.pop("direct"),
+            **{f"{way}_interval": interval for way, interval in intervals.items()},
             **ways,
             "details": results,
         }

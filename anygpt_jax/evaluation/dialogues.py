@@ -1,0 +1,211 @@
+"""Dialogues: does the last answer hold the modalities that were asked for, and no others?
+
+The true history is given and the model goes on by the free plan: it alone chooses what to answer with. What the truth
+answers with is what was asked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anygpt_jax.cache import CacheReader
+from anygpt_jax.evaluation.examples import read_split, stable_order
+from anygpt_jax.evaluation.predictions import Predictions
+from anygpt_jax.evaluation.runner import SHOWN, Evaluation
+from anygpt_jax.evaluation.statistics import bootstrap_interval
+from anygpt_jax.generation.answer import Answer, Segment, split_answer
+from anygpt_jax.generation.automaton import ANY
+from anygpt_jax.generation.engine import generate_many
+from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.records import TokenRecord
+from anygpt_jax.tasks import metrics
+from anygpt_jax.templates import OPENING, TEXT
+from anygpt_jax.vocabulary import Vocabulary
+
+TASK = "dialogues"
+
+
+@dataclasses.dataclass(frozen=True)
+class LastTurn:
+    """A dialogue up to its last answer, and that answer."""
+
+    key: str
+    prompt: np.ndarray  # int32[N], up to where the assistant speaks for the last time
+    truth: tuple[Segment, ...]
+    human_turns: int  # before it
+    asked: str  # what the human wrote last; "" if it is in media alone
+    attributes: dict[str, Any]
+
+    @property
+    def form(self) -> str:
+        return self.attributes.get("form", "dialogue")
+
+    @classmethod
+    def of(
+        cls, record: TokenRecord, vocabulary: Vocabulary, text: TextTokenizer, attributes: dict[str, Any]
+    ) -> LastTurn | None:
+        """None of a record in which nobody answers."""
+        human, assistant = (np.flatnonzero(record.tokens == vocabulary.marker(OPENING[r])) for r in OPENING)
+        if not len(assistant) or not len(human) or human[0] > assistant[-1]:
+            return None
+        cut = int(assistant[-1]) + 1
+        last = int(human[human < cut][-1])
+        said, start = [], 0
+        for span in record.spans:
+            ids = record.tokens[start : start + span.length]
+            if last < start < cut and span.role == "human" and span.modality == TEXT and ids[0] < vocabulary.text_size:
+                said.append(text.decode(ids))
+            start += span.length
+        truth = split_answer(record.tokens[cut:], vocabulary, text)
+        before = int((human < cut).sum())
+        return cls(record.key, record.tokens[:cut], truth, before, " ".join(said), attributes)
+
+
+def modalities(segments: Sequence[Segment]) -> list[str]:
+    """In order; text beside text is one segment."""
+    return [segment.modality for segment in segments]
+
+
+def read_turns(evaluation: Evaluation, split: str) -> list[LastTurn]:
+    """`evaluate.dialogues` (None: all) of the split, those with several turns first, in a stable order."""
+    generator = evaluation.trained.generator
+    attributes = {example.key: example.attributes for example in read_split(TASK, split)}
+    reader = CacheReader(evaluation.workdir / "cache", TASK, split)
+    turns = []
+    for i in range(len(reader)):
+        record = reader[i]
+        turn = LastTurn.of(record, generator.vocabulary, generator.text, attributes.get(record.key, {}))
+        if turn is not None:
+            turns.append(turn)
+    turns.sort(key=lambda turn: (turn.human_turns < 2, stable_order(turn.key)))
+    return turns[: evaluation.config.evaluate.get("dialogues")]
+
+
+def run(evaluation: Evaluation) -> dict[str, Any] | None:
+    """The entry of the dialogues; an earlier run's if nothing has changed since. None without any dialogue."""
+    split = evaluation.config.evaluate.split
+    predictions = Predictions(evaluation.workdir / "predictions" / TASK, evaluation.tokenizers)
+    recipe = evaluation.recipe(TASK, split)
+    if finished := predictions.finished(recipe):
+        return finished
+    began = time.monotonic()
+    turns = read_turns(evaluation, split)
+    if not turns:
+        return None
+    predictions.start()
+    seeds = [stable_order(turn.key, f"{evaluation.config.seed}/{TASK}") for turn in turns]
+    size = int(evaluation.config.generate.batch_size)
+    answers = generate_many(evaluation.trained.generator, [turn.prompt for turn in turns], ANY, seeds, size)
+    media = decode(evaluation.trained, [answer.segments for answer in answers])
+    entry = {**entry_of(turns, answers), "images": judge_images(turns, answers, media)}
+    entry["seconds"] = round(time.monotonic() - began, 1)
+    _keep(predictions, evaluation, turns, answers, media)
+    predictions.finish(entry, recipe)
+    return entry
+
+
+def decode(pipeline: Pipeline, answers: Sequence[Sequence[Segment]]) -> list[list[Any]]:
+    """What every segment of every answer is: str, or what its tokenizer decodes."""
+    media: list[list[Any]] = [[segment.content for segment in segments] for segments in answers]
+    for modality, tokenizer in pipeline.tokenizers.items():
+        where = [(i, j) for i, segments in enumerate(answers) for j, s in enumerate(segments) if s.modality == modality]
+        codes = [np.asarray(media[i][j]) for i, j in where]
+        for (i, j), medium in zip(where, tokenizer.decode(codes) if codes else (), strict=True):
+            media[i][j] = medium
+    return media
+
+
+def entry_of(turns: Sequence[LastTurn], answers: Sequence[Answer]) -> dict[str, Any]:
+    """`exact` is the share of answers with the true one's modalities in their order, with a bootstrap interval.
+
+    `same_set` leaves the order aside, not the number. `confusions` counts what was answered in the place of what.
+    """
+    wanted = [modalities(turn.truth) for turn in turns]
+    given = [modalities(answer.segments) for answer in answers]
+    exact = np.array([a == b for a, b in zip(wanted, given, strict=True)])
+    several = np.array([turn.human_turns >= 2 for turn in turns])
+    forms = np.array([turn.form for turn in turns])
+    confused = collections.Counter(
+        (", ".join(a), ", ".join(b)) for a, b, right in zip(wanted, given, exact, strict=True) if not right
+    )
+    return {
+        **_share(exact),
+        "same_set": float(np.mean([sorted(a) == sorted(b) for a, b in zip(wanted, given, strict=True)])),
+        "several_turns": _share(exact[several]),
+        "one_turn": _share(exact[~several]),
+        "by_form": {str(form): _share(exact[forms == form]) for form in sorted(set(forms))},
+        "by_modalities": {
+            name: _share(exact[[", ".join(a) == name for a in wanted]])
+            for name in sorted({", ".join(a) for a in wanted})
+        },
+        "confusions": [{"wanted": a, "answered": b, "n": n} for (a, b), n in confused.most_common()],
+    }
+
+
+def _share(right: np.ndarray) -> dict[str, Any]:
+    """Of bool[n]; n = 0 has no share."""
+    if not len(right):
+        return {"exact": None, "interval": None, "n": 0}
+    interval = bootstrap_interval(np.stack([right, np.ones(len(right))], axis=1).astype(np.float64))
+    return {"exact": float(right.mean()), "interval": list(interval), "n": len(right)}
+
+
+def judge_images(
+    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]]
+) -> dict[str, float]:
+    """What the judge sees where a picture was asked for and the attributes say what of; none is wrong."""
+    asked = [i for i, t in enumerate(turns) if "image" in modalities(t.truth) and "object" in t.attributes]
+    if not asked:
+        return {"n": 0}
+    pictures = []
+    for i in asked:
+        found = zip(answers[i].segments, media[i], strict=True)
+        pictures.append(next((medium for segment, medium in found if segment.modality == "image"), None))
+    return {"n": len(asked), **metrics.image_attributes([turns[i].attributes for i in asked], pictures)}
+
+
+def _keep(
+    predictions: Predictions,
+    evaluation: Evaluation,
+    turns: Sequence[LastTurn],
+    answers: Sequence[Answer],
+    media: Sequence[Sequence[Any]],
+) -> None:
+    """Writes every answer, and the truth beside the first few and beside those that went wrong."""
+    for i, (turn, answer) in enumerate(zip(turns, answers, strict=True)):
+        wanted, given = modalities(turn.truth), modalities(answer.segments)
+        row: dict[str, Any] = {
+            "key": turn.key,
+            "form": turn.form,
+            "attributes": _without_notes(turn.attributes),
+            "human_turns": turn.human_turns,
+            "asked": turn.asked,
+            "wanted": wanted,
+            "answered": given,
+            "exact": wanted == given,
+            "answer": _saved(predictions, turn.key, "", answer.segments, media[i]),
+        }
+        if i < SHOWN or wanted != given:
+            [truth] = decode(evaluation.trained, [turn.truth])
+            row["truth"] = _saved(predictions, turn.key, "truth", turn.truth, truth)
+        predictions.add(row)
+
+
+def _without_notes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name != "notes"}
+
+
+def _saved(
+    predictions: Predictions, key: str, role: str, segments: Sequence[Segment], media: Sequence[Any]
+) -> list[dict[str, str] | None]:
+    return [
+        predictions.media(key, f"{role}{i}", segment.modality, medium)
+        for i, (segment, medium) in enumerate(zip(segments, media, strict=True))
+    ]

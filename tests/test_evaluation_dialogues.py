@@ -1,0 +1,220 @@
+"""Dialogues: where they are cut, and how answers with the right and with other modalities are counted."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+from flax import nnx
+from PIL import Image
+
+from anygpt_jax.cache import Manifest, write_shard
+from anygpt_jax.embedded import scenes
+from anygpt_jax.evaluation import dialogues, runner
+from anygpt_jax.evaluation.dialogues import LastTurn, modalities
+from anygpt_jax.generation import answer
+from anygpt_jax.generation.engine import Settings
+from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.modalities import image
+from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.model.config import ModelConfig
+from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.tasks import preprocessors, registry
+from anygpt_jax.templates import Formatter, Segment
+from anygpt_jax.training.checkpoints import LoadedModel
+from anygpt_jax.vocabulary import BlockSpec, Vocabulary
+
+SPLIT = "test"
+SCENES = [scenes.sample(np.random.default_rng(i), "test") for i in range(4)]
+
+
+def _said(text: str, role: str) -> Segment:
+    return Segment("text", text, role, role == "assistant")
+
+
+def _story(form: str, i: int, codes: np.ndarray) -> list[Segment]:
+    picture = Segment("image", codes, "assistant", True)
+    shown = Segment("image", codes, "human")
+    return {
+        "draw": [_said("please draw a fox", "human"), picture],
+        "draw_slowly": [_said("draw what i say", "human"), _said("a fox", "assistant"), picture],
+        "several": [
+            _said("please draw a fox", "human"), picture, _said("what is it", "human"), _said("a fox", "assistant"),
+        ],
+        "again": [
+            shown, _said("what is in this picture", "human"), _said("a fox", "assistant"), _said("and", "human"),
+            _said("now draw it", "human"), picture,
+        ],
+    }[form]  # fmt: skip
+
+
+FORMS = ("draw", "draw_slowly", "several", "again")
+STORIES = [(f"{form}-{i}", form, i) for i in range(3) for form in FORMS]
+
+
+@pytest.fixture(scope="module")
+def codes() -> list[np.ndarray]:
+    return image.load().encode([scenes.render(a) for a in SCENES])
+
+
+@pytest.fixture(scope="module")
+def formatter() -> Formatter:
+    text, tokenizer = TextTokenizer.load(), image.load()
+    blocks = [BlockSpec("image", tokenizer.codebook_size)]
+    vocabulary = Vocabulary.build(text_size=text.size, text_fingerprint=text.fingerprint, blocks=blocks)
+    return Formatter(vocabulary, text)
+
+
+def _examples(split, shuffle_files=False, seed=None):
+    """Of the task only keys, attributes and roles are read."""
+    rows = [
+        {
+            "key": key, "modality": ["text", "text"], "content": ["x", "y"], "role": ["human", "assistant"],
+            "loss": [False, True], "attributes": json.dumps({**SCENES[i], "form": form}), "filtered": "",
+        }
+        for key, form, i in STORIES
+    ]  # fmt: skip
+    return tf.data.Dataset.from_tensor_slices({name: [row[name] for row in rows] for name in rows[0]})
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory, formatter, codes):
+    workdir = tmp_path_factory.mktemp("run")
+    config = ml_collections.ConfigDict(
+        {
+            "workdir": str(workdir), "seed": 0, "mixture": {"dialogues": 1.0}, "model": {"d_model": 32},
+            "evaluate": {"split": SPLIT, "examples": 6, "untrained_examples": 2},
+            "generate": {
+                "batch_size": 4, "text": {"temperature": 0.0, "max_tokens": 8}, "image": {"temperature": 1.0},
+            },
+        }
+    )  # fmt: skip
+    if dialogues.TASK in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(dialogues.TASK)
+    seqio.TaskRegistry.add(
+        dialogues.TASK,
+        source=seqio.FunctionDataSource(_examples, splits=(SPLIT,)),
+        preprocessors=[],
+        output_features=preprocessors.OUTPUT_FEATURES,
+        postprocess_fn=registry.postprocess,
+        metric_fns=[],
+    )
+    records = [formatter.record(key, "dialogues", _story(form, i, codes[i])) for key, form, i in STORIES]
+    shard = write_shard(workdir / "cache", f"dialogues/{SPLIT}/00000-of-00001", records)
+    vocabulary = formatter.vocabulary
+    shards = {"dialogues": {SPLIT: [shard]}}
+    Manifest(vocabulary.fingerprint, vocabulary.text_fingerprint, {}, shards).save(workdir / "cache")
+    model = ModelConfig(vocabulary.padded_size(16), 16, 1, 2, 1, 8, 24, tied_embeddings=True, qk_norm=True)
+
+    def pipeline(seed, step):
+        loaded = LoadedModel(Decoder(model, rngs=nnx.Rngs(seed)), model, vocabulary, step)
+        return Pipeline.build(loaded, {"image": image.load()}, Settings.from_config(config.generate))
+
+    return runner.Evaluation(config, pipeline(0, 7), pipeline(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("form", "answered", "turns", "asked"),
+    [
+        ("draw", ["image"], 1, "please draw a fox"),
+        ("draw_slowly", ["text", "image"], 1, "draw what i say"),
+        ("several", ["text"], 2, "what is it"),
+        ("again", ["image"], 2, "and now draw it"),
+    ],
+)
+def test_a_dialogue_is_cut_before_its_last_answer(formatter, codes, form, answered, turns, asked):
+    story = _story(form, 0, codes[0])
+    turn = LastTurn.of(formatter.record("k", "dialogues", story), formatter.vocabulary, formatter.text, {})
+    np.testing.assert_array_equal(turn.prompt, formatter.prompt(story[: -len(answered)]))
+    assert modalities(turn.truth) == answered
+    assert (turn.human_turns, turn.asked) == (turns, asked)
+    for segment, true in zip(turn.truth, story[-len(answered) :], strict=True):
+        np.testing.assert_array_equal(segment.content, true.content)
+
+
+def test_a_record_without_an_answer_has_no_last_turn(formatter):
+    record = formatter.record("k", "dialogues", [_said("hello", "human")])
+    assert LastTurn.of(record, formatter.vocabulary, formatter.text, {}) is None
+
+
+def test_dialogues_of_several_turns_come_first(evaluation):
+    turns = dialogues.read_turns(evaluation, SPLIT)
+    assert [turn.human_turns >= 2 for turn in turns] == [True] * 6 + [False] * 6
+    assert {turn.key: turn.form for turn in turns} == {key: form for key, form, _ in STORIES}
+    with evaluation.config.unlocked():
+        evaluation.config.evaluate.dialogues = 7
+    try:
+        assert [t.key for t in dialogues.read_turns(evaluation, SPLIT)] == [t.key for t in turns[:7]]
+    finally:
+        del evaluation.config.evaluate.dialogues
+
+
+def test_an_untaught_model_end_to_end(evaluation):
+    entry = dialogues.run(evaluation)
+    assert (entry["n"], entry["several_turns"]["n"], entry["one_turn"]["n"]) == (12, 6, 6)
+    lines = (evaluation.workdir / "predictions" / "dialogues" / "predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 12
+    assert np.mean([row["exact"] for row in rows]) == pytest.approx(entry["exact"])
+    for row in rows:
+        assert [part["modality"] for part in row["answer"]] == row["answered"]
+        if not row["exact"]:
+            assert [part["modality"] for part in row["truth"]] == row["wanted"]
+    again = dialogues.run(evaluation)  # not generated again: the seconds are the same
+    assert again.pop("recipe")
+    assert again == json.loads(json.dumps(entry))
+
+
+def test_what_is_counted(evaluation, monkeypatch):
+    """Truths for three forms; where a text was asked for, a picture, and once a picture and a text."""
+    turns = dialogues.read_turns(evaluation, SPLIT)
+    picture = next(turn.truth[0] for turn in turns if turn.form == "draw")
+
+    def answers(generator, prompts, plan, seeds, size):
+        assert plan == "any"
+        given = []
+        for turn in turns:
+            segments = turn.truth
+            if turn.form == "several":
+                segments = (picture,)
+            if turn.key == "draw_slowly-1":
+                segments = turn.truth[::-1]
+            if turn.key == "again-2":
+                segments = (*turn.truth, answer.Segment("text", "here"))
+            given.append(answer.Answer(tuple(segments), np.zeros(0, np.int32), 0))
+        return given
+
+    monkeypatch.setattr(dialogues, "generate_many", answers)
+    evaluation.config.seed = 1  # another recipe
+    try:
+        entry = dialogues.run(evaluation)
+    finally:
+        evaluation.config.seed = 0
+    assert entry["exact"] == pytest.approx(7 / 12)
+    assert entry["same_set"] == pytest.approx(8 / 12)
+    low, high = entry["interval"]
+    half = 1.96 * np.sqrt(7 / 12 * 5 / 12 / 12)
+    assert low == pytest.approx(7 / 12 - half, abs=0.09) and high == pytest.approx(7 / 12 + half, abs=0.09)
+    assert {name: e["exact"] for name, e in entry["by_form"].items()} == pytest.approx(
+        {"draw": 1, "draw_slowly": 2 / 3, "several": 0, "again": 2 / 3}
+    )
+    assert entry["several_turns"]["exact"] == pytest.approx(2 / 6)
+    assert entry["one_turn"]["exact"] == pytest.approx(5 / 6)
+    assert entry["by_modalities"]["text, image"]["n"] == 3
+    assert entry["confusions"][0] == {"wanted": "text", "answered": "image", "n": 3}
+    assert {"wanted": "image", "answered": "image, text", "n": 1} in entry["confusions"]
+    # Pictures were asked for in nine dialogues, and the true ones came.
+    assert entry["images"]["n"] == 9
+    assert entry["images"]["attributes"] >= 0.95
+    folder = evaluation.workdir / "predictions" / "dialogues"
+    rows = {row["key"]: row for row in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())}
+    assert (rows["several-0"]["wanted"], rows["several-0"]["answered"]) == (["text"], ["image"])
+    assert rows["several-0"]["truth"][0]["text"] == "a fox"
+    shown = np.asarray(Image.open(folder / rows["several-0"]["answer"][0]["file"]))
+    assert shown.shape == (72, 72, 3)
+
+
+def test_no_dialogue_of_one_turn_has_no_share():
+    assert dialogues._share(np.zeros(0, bool)) == {"exact": None, "interval": None, "n": 0}
