@@ -75,7 +75,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["anygpt_jax*", "data_pipelines*"]),
-    package_data={"anygpt_jax": ["modalities/weights/*", "evaluation/*.j2", "embedded/*.md", "py.typed"]},
+    package_data={
+        "anygpt_jax": [
+            "modalities/weights/*",
+            "evaluation/*.j2",
+            "embedded/*.md",
+            "shipped/checkpoints/**/*",
+            "py.typed",
+        ]
+    },
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,

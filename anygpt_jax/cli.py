@@ -1,4 +1,4 @@
-"""The `anygpt` command: `anygpt VERB --config=configs/NAME.py [--config.key=value …]`."""
+"""The `anygpt` command: `anygpt VERB [--config=configs/NAME.py] [--config.key=value …]`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from anygpt_jax import shipped
 from anygpt_jax.errors import UserError
 
 # verb -> (module with `run(config, args)` and optionally `add_arguments(parser)`, what it does). A module with
@@ -28,25 +29,40 @@ VERBS = {
     "plan": ("anygpt_jax.planning.main", "compile the train step for TPUs that are not there: does it fit, how fast"),
     "evaluate": ("anygpt_jax.evaluation.main", "score the held-out splits with the tasks' own metrics"),
     "generate": ("anygpt_jax.generation.main", "from any modality to any other, files in and files out"),
+    "chat": ("anygpt_jax.generation.chat", "talk with the model in the terminal, in any modality"),
     "convert": ("anygpt_jax.interop.main", "weights in and out: Hugging Face, GGUF, AnyGPT's release, our checkpoints"),
     "report": ("anygpt_jax.evaluation.report", "write report/index.html and report/metrics.json"),
 }
+
+# Verbs that take the shipped model's config where no run is named.
+WITH_SHIPPED = ("build-data", "tokenize", "inspect", "evaluate", "generate", "chat", "report")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Reads `get_config()` of a Python file and applies `--config.key=value` overrides, type-checked."""
     if not pathlib.Path(path.partition(":")[0]).is_file():  # FILE:ARGUMENT passes ARGUMENT to get_config
         raise UserError(f"No config at {path}; name a file such as configs/quickstart.py with --config.")
+    return _overridden(config_flags.DEFINE_config_file, path, path, overrides)
+
+
+def shipped_config(overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The config of the model inside this package, with overrides as of a file; UserError if there is none."""
+    name = "The shipped model's config (configs/tiny.py)"
+    return _overridden(config_flags.DEFINE_config_dict, shipped.config(), name, overrides)
+
+
+def _overridden(define: Callable, default: object, name: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """The value of a flag that `define` makes; `name` says in errors where it is from."""
     values = flags.FlagValues()
-    arguments = ["anygpt", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    arguments = ["anygpt", *overrides]
     try:
+        holder = define("config", default, flag_values=values, sys_argv=arguments)
         rest = values(arguments)
     except (AttributeError, KeyError) as e:
         key = str(e).strip("\"'")
-        raise UserError(f"{path} has no setting '{key}' ({' '.join(overrides)}); see the file for those it has.") from e
+        raise UserError(f"{name} has no setting '{key}' ({' '.join(overrides)}); see the file for those it has.") from e
     except (flags.Error, TypeError, ValueError) as e:
-        raise UserError(f"{' '.join(overrides) or path}: {str(e).splitlines()[0]}") from e
+        raise UserError(f"{' '.join(overrides) or name}: {str(e).splitlines()[0]}") from e
     if len(rest) > 1:
         raise UserError(f"Unknown argument '{rest[1]}'; see `anygpt VERB --help`.")
     return holder.value
@@ -71,7 +87,9 @@ def build_parser(verb_in_use: str | None) -> argparse.ArgumentParser:
         room = importlib.import_module(module)
         if getattr(room, "NEEDS_CONFIG", True):
             sub.epilog = "Any value of the config can be set: --config.train.steps=100"
-            sub.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+            own = verb not in WITH_SHIPPED
+            default = "" if own else "; default: the shipped model's"
+            sub.add_argument("--config", required=own, metavar="FILE", help=f"a Python file with get_config(){default}")
             sub.add_argument("--workdir", metavar="DIR", help="the run's folder; default: the config's workdir")
         if hasattr(room, "add_arguments"):
             room.add_arguments(sub)
@@ -86,6 +104,24 @@ def _spare_the_search_for_tpus() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def _config_of(args: argparse.Namespace, overrides: Sequence[str]) -> ml_collections.ConfigDict | None:
+    """The config that the command line names, or the shipped model's; None for a verb that works on files alone."""
+    named = hasattr(args, "place") and (args.place or args.workdir)  # a run's folder by itself
+    if args.config is not None:
+        config = load_config(args.config, overrides)
+    elif args.verb in WITH_SHIPPED and not named:
+        config = shipped_config(overrides)
+        if args.verb == "inspect":
+            args.place = config.checkpoints
+    elif overrides:
+        raise UserError(f"`anygpt {args.verb}` takes no config; drop {overrides[0]}.")
+    else:
+        return None
+    if args.workdir:
+        config.workdir = args.workdir
+    return config
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _spare_the_search_for_tpus()
@@ -95,11 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         args = build_parser(argv[0] if argv else None).parse_args([a for a in argv if not a.startswith("--config.")])
-        if args.config is None and overrides:
-            raise UserError(f"`anygpt {args.verb}` takes no config; drop {overrides[0]}.")
-        config = load_config(args.config, overrides) if args.config is not None else None
-        if config is not None and args.workdir:
-            config.workdir = args.workdir
+        config = _config_of(args, overrides)
         importlib.import_module(args.module).run(config, args)
     except UserError as e:
         print(f"anygpt: {e}", file=sys.stderr)

@@ -23,6 +23,7 @@ from anygpt_jax.generation.automaton import ANY
 from anygpt_jax.generation.engine import Settings, generate_many
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.sampling import Sampling
+from anygpt_jax.generation.voice import decode
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks.instructions import pair_segments
 from anygpt_jax.templates import TEXT, Segment
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument(
         "--out", metavar="FILE", help="where to save it (default: MODALITY.png or .wav; text is printed)"
     )
+    answer.add_argument("--voice", metavar="FILE", help="a recording in whose voice the answer is spoken")
     answer.add_argument("--json", metavar="FILE", help="write what was generated: segments, ids, seeds, seconds")
 
 
@@ -72,6 +74,7 @@ class Request:
     seeds: tuple[int, ...]
     out: pathlib.Path | None
     json: pathlib.Path | None
+    voice: pathlib.Path | None = None
 
     @property
     def target(self) -> str:
@@ -88,6 +91,8 @@ def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Reques
     prompt = args.prompt.strip() if args.prompt is not None else None
     if not prompt and not files:
         raise UserError("There is nothing to answer; give --prompt TEXT, --image, --speech or --music FILE.")
+    if args.voice is not None and args.to not in ("speech", ANY):
+        raise UserError(f"--voice is for answers in speech, not in {args.to}; drop it, or ask --to speech.")
     if args.n < 1:
         raise UserError(f"--n must be at least 1, not {args.n}.")
     seed = config.seed if args.seed is None else args.seed
@@ -108,6 +113,7 @@ def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Reques
         seeds=tuple(range(seed, seed + args.n)),
         out=out,
         json=media.check_output(args.json, "--json") if args.json is not None else None,
+        voice=media.check_input(args.voice, "--voice") if args.voice is not None else None,
     )
 
 
@@ -221,7 +227,7 @@ def deliver(pipeline: Pipeline, request: Request, answer: Answer, index: int) ->
             path = media.numbered(request.out or media.default_output(modality, tokenizer), index, len(request.seeds))
             nth = taken[modality] = taken.get(modality, 0) + 1
             path = path if nth == 1 else path.with_name(f"{path.stem}-{nth}{path.suffix}")
-            media.write_media(path, tokenizer.decode([np.asarray(content)])[0], tokenizer)
+            media.write_media(path, decode(tokenizer, np.asarray(content), request.voice), tokenizer)
             print(f"{modality} saved to {path}", file=sys.stderr)
             entry = {"modality": modality, "codes": np.asarray(content).tolist(), "file": str(path)}
         described.append(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -63,6 +64,13 @@ def numbered(path: pathlib.Path, index: int, count: int) -> pathlib.Path:
 def default_output(modality: str, tokenizer: ModalityTokenizer) -> pathlib.Path:
     """NAME.EXT in the current folder."""
     return pathlib.Path(f"{modality}{extension(modality, tokenizer)}")
+
+
+def next_free(folder: pathlib.Path, modality: str, tokenizer: ModalityTokenizer) -> pathlib.Path:
+    """FOLDER/MODALITY-N.EXT with the smallest N that is not taken."""
+    numbers = itertools.count(1)
+    paths = (folder / f"{modality}-{n}{extension(modality, tokenizer)}" for n in numbers)
+    return next(path for path in paths if not path.exists())
 
 
 def write_media(path: pathlib.Path, media: Any, tokenizer: ModalityTokenizer) -> None:

@@ -17,6 +17,7 @@ from anygpt_jax.generation.engine import Generator, Settings
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.templates import TEXT, Formatter, Segment
 from anygpt_jax.training.checkpoints import LoadedModel, restore_model
 from anygpt_jax.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ from anygpt_jax.vocabulary import Vocabulary
 class Pipeline:
     """Everything between a person's media and the model's."""
 
+    decoder: Decoder
     generator: Generator
     formatter: Formatter
     tokenizers: Mapping[str, ModalityTokenizer]
@@ -38,13 +40,13 @@ class Pipeline:
         check_tokenizers(model.vocabulary, tokenizers, text)
         grammars = {name: tokenizer.grammar for name, tokenizer in tokenizers.items()}
         generator = Generator(model.decoder, model.vocabulary, grammars, settings, text)
-        return cls(generator, Formatter(model.vocabulary, text), tokenizers, model.step)
+        return cls(model.decoder, generator, Formatter(model.vocabulary, text), tokenizers, model.step)
 
     @classmethod
     def load(cls, config: ml_collections.ConfigDict, settings: Settings | None = None) -> Pipeline:
-        """The newest checkpoint of the config's workdir, with the tokenizers that the config names."""
+        """The newest of the config's checkpoints, with the tokenizers that the config names."""
         workdir = pathlib.Path(config.workdir)
-        model = restore_model(workdir / "checkpoints")
+        model = restore_model(checkpoints_of(config))
         tokenizers = base.of_config(config)
         if (workdir / "cache" / "manifest.json").is_file():
             check_fingerprints(Manifest.load(workdir / "cache"), tokenizers)
@@ -65,6 +67,11 @@ class Pipeline:
         for i, medium in zip(present, decoded, strict=True):
             media[i] = medium
         return media
+
+
+def checkpoints_of(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Where a config's model is read from: the checkpoints that it names, as the shipped one does, or its workdir's."""
+    return pathlib.Path(config.get("checkpoints") or pathlib.Path(config.workdir) / "checkpoints")
 
 
 def check_tokenizers(vocabulary: Vocabulary, tokenizers: Mapping[str, ModalityTokenizer], text: TextTokenizer) -> None:

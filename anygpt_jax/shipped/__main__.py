@@ -1,0 +1,62 @@
+"""`python -m anygpt_jax.shipped RUN`: puts a run's model into the package."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from anygpt_jax import shipped
+from anygpt_jax.errors import UserError
+from anygpt_jax.training.checkpoints import Checkpoints, restore_model
+
+DTYPES = ("bfloat16", "float32")
+
+
+def make(run: pathlib.Path, to: pathlib.Path, *, dtype: str = "bfloat16", ema: bool = False) -> int:
+    """Writes a run's newest whole checkpoint to `to`: its parameters, stored in `dtype`, config and vocabulary.
+
+    `ema` takes the average of the weights. What is computed in stays as the run has it. Returns the step. UserError if
+    there is no such checkpoint, or one in `to` already.
+    """
+    if to.is_dir() and any(to.iterdir()):
+        raise UserError(f"{to} is not empty; remove the old checkpoint first.")
+    model = restore_model(run / "checkpoints", ema=ema)
+    with contextlib.closing(Checkpoints(run / "checkpoints", read_only=True)) as theirs:
+        config = ml_collections.ConfigDict(theirs.description(model.step).config)
+    config.workdir = shipped.WORKDIR
+    config.model.param_dtype = dtype
+    params = nnx.to_pure_dict(nnx.state(model.decoder, nnx.Param))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    with contextlib.closing(Checkpoints(to)) as ours:
+        ours.save(model.step, {"params": params}, config, model.vocabulary)
+    return model.step
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m anygpt_jax.shipped", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="a run's folder")
+    parser.add_argument("--ema", action="store_true", help="the average of the weights, not the last ones")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="that the parameters are stored in")
+    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, default=shipped.folder(), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, or the search for one
+    try:
+        step = make(args.run, args.to, dtype=args.dtype, ema=args.ema)
+    except UserError as e:
+        print(f"anygpt: {e}", file=sys.stderr)
+        return 2
+    files = [path for path in args.to.rglob("*") if path.is_file()]
+    print(f"step {step}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB in {args.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
