@@ -80,6 +80,8 @@ setup(
             "modalities/weights/*",
             "evaluation/*.j2",
             "embedded/*.md",
+            "shipped/*.json",
+            "shipped/*.md",
             "shipped/checkpoints/**/*",
             "py.typed",
         ]

@@ -15,6 +15,7 @@ def main(report: pathlib.Path) -> None:
     metrics = json.loads((report / "metrics.json").read_text())
     assert {"quickstart", "shipped", "timings", "versions"} <= metrics.keys(), sorted(metrics)
     matrix = metrics["quickstart"]["matrix"]
+    assert metrics["shipped"]["matrix"].keys() == matrix.keys()  # what the model in the package reaches, beside it
     for source in MODALITIES:
         for target in MODALITIES:
             if source == target:

@@ -80,7 +80,9 @@ def folder(config: ml_collections.ConfigDict | None, args: argparse.Namespace) -
 
 def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
     """The page as HTML. Without metrics of an evaluation it is of the training alone."""
-    measured = metrics.get("quickstart", {"matrix": {}})
+    measured: Mapping[str, Any] = metrics.get("quickstart", {"matrix": {}})
+    if not any(measured.values()):  # the shipped model was evaluated
+        measured = metrics.get("shipped", measured)
     matrix = measured["matrix"]
     training = report_training.values(workdir)
     files = importlib.resources.files("anygpt_jax.evaluation")

@@ -14,17 +14,25 @@ import ml_collections
 from flax import nnx
 
 from anygpt_jax import shipped
+from anygpt_jax.cli import load_config
 from anygpt_jax.errors import UserError
 from anygpt_jax.training.checkpoints import Checkpoints, restore_model
 
 DTYPES = ("bfloat16", "float32")
 
 
-def make(run: pathlib.Path, to: pathlib.Path, *, dtype: str = "bfloat16", ema: bool = False) -> int:
+def make(
+    run: pathlib.Path,
+    to: pathlib.Path,
+    *,
+    dtype: str = "bfloat16",
+    ema: bool = False,
+    settings: ml_collections.ConfigDict | None = None,
+) -> int:
     """Writes a run's newest whole checkpoint to `to`: its parameters, stored in `dtype`, config and vocabulary.
 
-    `ema` takes the average of the weights. What is computed in stays as the run has it. Returns the step. UserError if
-    there is no such checkpoint, or one in `to` already.
+    `ema` takes the average of the weights, `settings` gives the config's sections of generation and evaluation. What is
+    computed in stays as the run has it. Returns the step. UserError if there is no such checkpoint, or one in `to` already.
     """
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"{to} is not empty; remove the old checkpoint first.")
@@ -33,6 +41,8 @@ def make(run: pathlib.Path, to: pathlib.Path, *, dtype: str = "bfloat16", ema: b
         config = ml_collections.ConfigDict(theirs.description(model.step).config)
     config.workdir = shipped.WORKDIR
     config.model.param_dtype = dtype
+    if settings is not None:
+        config.generate, config.evaluate = settings.generate, settings.evaluate
     params = nnx.to_pure_dict(nnx.state(model.decoder, nnx.Param))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     with contextlib.closing(Checkpoints(to)) as ours:
@@ -45,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="a run's folder")
     parser.add_argument("--ema", action="store_true", help="the average of the weights, not the last ones")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="that the parameters are stored in")
+    parser.add_argument("--config", metavar="FILE", help="whose settings of generation and evaluation it gets")
     parser.add_argument("--to", metavar="DIR", type=pathlib.Path, default=shipped.folder(), help="default: %(default)s")
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, or the search for one
     try:
-        step = make(args.run, args.to, dtype=args.dtype, ema=args.ema)
+        settings = load_config(args.config) if args.config else None
+        step = make(args.run, args.to, dtype=args.dtype, ema=args.ema, settings=settings)
     except UserError as e:
         print(f"anygpt: {e}", file=sys.stderr)
         return 2
