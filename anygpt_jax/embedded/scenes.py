@@ -135,12 +135,12 @@ def render(attributes: Attributes, artist: str = "twemoji") -> UInt8[np.ndarray,
 
 
 def split(attributes: Attributes) -> str:
-    """Split of a picture: test if anything in it is held out for the test, and so on.
+    """Split of a picture, or of what is said of one: test if anything in it is held out for the test, and so on.
 
     What is held out are pairs of object and colour, and pairs of two objects, in whatever order they stand.
     """
-    colour, names = attributes["colour"], [attributes[n] for n in ("object", "second") if n in attributes]
-    splits = {pair_split(name, colour) for name in names}
+    colour, names = attributes.get("colour"), [attributes[n] for n in ("object", "second") if n in attributes]
+    splits = {TRAIN} | {pair_split(name, colour) for name in names if colour}
     if len(names) == 2:
         splits.add(objects_split(*names))
     return next(s for s in (TEST, VALIDATION, TRAIN) if s in splits)

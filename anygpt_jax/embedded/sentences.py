@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from anygpt_jax.embedded import automaton, grammar, scenes
-from anygpt_jax.embedded.splits import TEST, TRAIN, VALIDATION, objects_split, pair_split, split_of
+from anygpt_jax.embedded.splits import TRAIN, split_of
 from anygpt_jax.errors import UserError
 
 SLOT = re.compile(r"\{(\w+)\}")
@@ -42,12 +42,8 @@ def is_request(text: str) -> bool:
 
 def sentence_split(text: str, mentioned: Mapping[str, str]) -> str:
     """Split of a text: that of the held-out pair that it mentions, if it does, else by its own hash."""
-    names = [mentioned[n] for n in ("object", "second") if n in mentioned]
-    splits = {pair_split(name, mentioned["colour"]) for name in names if "colour" in mentioned}
-    if len(names) == 2:
-        splits.add(objects_split(*names))
-    held_out = [split for split in (TEST, VALIDATION) if split in splits]
-    return held_out[0] if held_out else split_of("sentence", text)
+    split = scenes.split(mentioned)
+    return split_of("sentence", text) if split == TRAIN else split
 
 
 def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
