@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 from flax import nnx
 
 from anygpt_jax import shipped
 from anygpt_jax.cli import load_config
 from anygpt_jax.errors import UserError
+from anygpt_jax.training import checksums, folders
 from anygpt_jax.training.checkpoints import Checkpoints, restore_model
 
 DTYPES = ("bfloat16", "float32")
@@ -47,7 +49,15 @@ def make(
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     with contextlib.closing(Checkpoints(to)) as ours:
         ours.save(model.step, {"params": params}, config, model.vocabulary)
+    forget_the_place(to / str(model.step))
     return model.step
+
+
+def forget_the_place(checkpoint: pathlib.Path) -> None:
+    """Orbax's marks of success name the folder in which they were written, which is nobody's business elsewhere."""
+    for mark in checkpoint.rglob(folders.COMMITTED):
+        mark.write_text("Checkpoint commit was successful.\n")
+    checksums.write(epath.Path(checkpoint))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
