@@ -194,22 +194,34 @@ class Decoder(nnx.Module):
         return head.astype(self.config.dtype)
 
     def decode(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: KVCache,
+        rows: Int[Array, " B"] | None = None,
+        length: int | None = None,
     ) -> tuple[Float[Array, "B T V"], KVCache]:
         """One sequence a row: writes the T new keys and values at slot = position, attends slots ≤ position.
 
         A position past the cache's length is not written. A right-padded prompt may be given whole: the
         padding's slots are overwritten by the positions to come before anything attends them.
+
+        `rows` says which row of a larger cache each sequence has; by default the i-th has the i-th. A row past the
+        cache's last is not written, and its logits mean nothing. `length` (static) is how many slots are attended:
+        all positions must be smaller; by default the cache's whole length.
         """
-        rows_B1 = jnp.arange(tokens.shape[0])[:, None]
-        mask_BTS = jnp.arange(cache.length) <= positions[:, :, None]
+        whole = rows is None
+        rows_B = jnp.arange(tokens.shape[0]) if rows is None else rows
+        length = cache.length if length is None else length
+        mask_BTS = jnp.arange(length) <= positions[:, :, None]
 
         def layer(block: Block, carry: tuple[Array, KVCache], by: Rotation, i: Array) -> tuple[Array, KVCache]:
             x_BTD, cache = carry
             q, k, v = block.queries_keys_values(x_BTD, by)
-            keys = cache.keys.at[i, rows_B1, positions].set(k, mode="drop")
-            values = cache.values.at[i, rows_B1, positions].set(v, mode="drop")
-            return block.finish(x_BTD, attention(q, keys[i], values[i], mask_BTS)), KVCache(keys, values)
+            keys = cache.keys.at[i, rows_B[:, None], positions].set(k, mode="drop")
+            values = cache.values.at[i, rows_B[:, None], positions].set(v, mode="drop")
+            seen = ((x[i, :, :length] if whole else x[i, rows_B, :length]) for x in (keys, values))
+            return block.finish(x_BTD, attention(q, *seen, mask_BTS)), KVCache(keys, values)
 
         x_BTD, cache = self._through_layers(layer, (self._embed(tokens), cache), positions)
         y_BTD = rms_norm(x_BTD, self.norm[...], self.config.norm_eps)
