@@ -15,7 +15,7 @@ from anygpt_jax.embedded import scenes
 from anygpt_jax.evaluation import dialogues, runner
 from anygpt_jax.evaluation.dialogues import LastTurn, modalities
 from anygpt_jax.generation import answer
-from anygpt_jax.generation.engine import Settings
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.modalities import image
 from anygpt_jax.modalities.text import TextTokenizer
@@ -172,7 +172,7 @@ def test_what_is_counted(evaluation, monkeypatch):
     turns = dialogues.read_turns(evaluation, SPLIT)
     picture = next(turn.truth[0] for turn in turns if turn.form == "draw")
 
-    def answers(generator, prompts, plan, seeds, size):
+    def answers(prompts, plan, seeds):
         assert plan == "any"
         given = []
         for turn in turns:
@@ -186,7 +186,7 @@ def test_what_is_counted(evaluation, monkeypatch):
             given.append(answer.Answer(tuple(segments), np.zeros(0, np.int32), 0))
         return given
 
-    monkeypatch.setattr(dialogues, "generate_many", answers)
+    monkeypatch.setattr(evaluation.trained.engine, "generate", answers)
     evaluation.config.seed = 1  # another recipe
     try:
         entry = dialogues.run(evaluation)

@@ -17,7 +17,7 @@ from anygpt_jax.cache import Manifest, write_shard
 from anygpt_jax.embedded import scenes, sentences
 from anygpt_jax.evaluation import legs, main, pairs, runner
 from anygpt_jax.evaluation.examples import load_prompts, read_examples, stable_order
-from anygpt_jax.generation.engine import Settings
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.modalities import image
 from anygpt_jax.modalities.text import TextTokenizer
@@ -115,7 +115,7 @@ def evaluation(tmp_path_factory):
 
 
 def test_prompts_end_where_the_assistant_speaks(evaluation):
-    vocabulary = evaluation.trained.generator.vocabulary
+    vocabulary = evaluation.trained.engine.vocabulary
     for name in ("image_to_text", "text_to_image"):
         examples = read_examples(name, SPLIT)
         prompts = load_prompts(evaluation.workdir / "cache", name, SPLIT, examples, vocabulary)

@@ -1,5 +1,7 @@
 """The engine on a randomly initialised model: always decodable, deterministic, and equal to a plain loop."""
 
+import dataclasses
+
 import generation_world as world
 import jax
 import jax.numpy as jnp
@@ -7,21 +9,23 @@ import numpy as np
 import pytest
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import engine
+from anygpt_jax.generation import slots
 from anygpt_jax.generation.answer import split_answer
-from anygpt_jax.generation.automaton import ANY
-from anygpt_jax.generation.engine import Generator, Settings, generate_many
+from anygpt_jax.generation.automaton import ANY, Free
+from anygpt_jax.generation.engine import Engine
+from anygpt_jax.generation.request import Request, Settings
 from anygpt_jax.generation.sampling import Sampling
 
 VOCAB = world.vocabulary()
 EOS = VOCAB.marker("<eos>")
 DECODER = world.decoder(VOCAB)
-HOT = Settings(max_text_tokens=6, prefill_chunk=8)
+FORWARD = jax.jit(DECODER.__call__)
+HOT = Settings(max_text_tokens=6, prefill_chunk=8, batch_size=64)
 COLD = Settings({m: Sampling(0.0) for m in ("text", *world.SIZES)}, max_text_tokens=6, prefill_chunk=8)
 
 
-def generator(settings: Settings = HOT) -> Generator:
-    return Generator(DECODER, VOCAB, world.GRAMMARS, settings, world.Words())
+def generator(settings: Settings = HOT) -> Engine:
+    return Engine(DECODER, VOCAB, world.GRAMMARS, settings, world.Words())
 
 
 def prompts(count: int, longest: int = 30, seed: int = 0) -> list[np.ndarray]:
@@ -50,7 +54,7 @@ def check(answer, plan) -> None:
 )
 def test_a_thousand_answers_of_an_untrained_model_are_decodable(plan):
     g = generator()
-    answers = generate_many(g, prompts(1024), plan, list(range(1024)), 256)
+    answers = g.generate(prompts(1024), plan, range(1024))
     assert len(answers) == 1024
     for answer in answers:
         check(answer, plan)
@@ -66,7 +70,7 @@ def test_a_thousand_answers_of_an_untrained_model_are_decodable(plan):
 
 @pytest.mark.parametrize("cap", [2, 5, 9, 12, 17])
 def test_free_conversation_is_whole_wherever_it_is_cut(cap):
-    for answer in generate_many(generator(), prompts(256), ANY, list(range(256)), 256, max_new_tokens=cap):
+    for answer in generator().generate(prompts(256), ANY, range(256), max_new_tokens=cap):
         check(answer, ANY)
         assert len(answer.ids) <= cap
 
@@ -113,15 +117,10 @@ def allowed_next(plan: tuple[str, ...], written: list[int]) -> set[int]:
 def test_greedy_equals_a_loop_without_cache(plan):
     given = prompts(5, longest=20, seed=3)
     answers = generator(COLD).generate(given, plan, [0] * 5)
-    forward = jax.jit(DECODER.__call__)
     for prompt, answer in zip(given, answers, strict=True):
         written: list[int] = []
         while not written or written[-1] != EOS:
-            ids = np.zeros((1, 96), np.int32)
-            whole = [*prompt.tolist(), *written]
-            ids[0, : len(whole)] = whole
-            segments = (np.arange(96) < len(whole)).astype(np.int32)[None]
-            logits = np.asarray(forward(jnp.array(ids), jnp.arange(96)[None], jnp.array(segments)))[0, len(whole) - 1]
+            logits = logits_after([*prompt.tolist(), *written])
             choices = sorted(allowed_next(plan, written))
             written.append(choices[int(np.argmax(logits[choices]))])
         assert answer.ids.tolist() == written
@@ -139,7 +138,8 @@ def test_a_seed_decides_whatever_the_batch():
         assert answer.seed == seeds[i]
         np.testing.assert_array_equal(answer.ids, together[i].ids)
     for size in (1, 5, 16):
-        for a, b in zip(together, generate_many(g, given, plan, seeds, size), strict=True):
+        few = generator(dataclasses.replace(HOT, batch_size=size, stride=3))
+        for a, b in zip(together, few.generate(given, plan, seeds), strict=True):
             np.testing.assert_array_equal(a.ids, b.ids)
     others = g.generate(given, plan, [s + 1000 for s in seeds])
     assert sum(not np.array_equal(a.ids, b.ids) for a, b in zip(together, others, strict=True)) > 20
@@ -173,29 +173,170 @@ def test_a_begin_marker_in_the_prompt_changes_nothing():
 def test_plans_share_one_compiled_loop():
     g = generator()
     g.generate(prompts(8), "image", range(8))
-    before = engine._decode._cache_size(), engine._prefill._cache_size()
+    before = slots.decode._cache_size(), slots.prefill._cache_size(), slots.admit._cache_size()
     for plan in ("text", "music", ("text", "speech"), ANY):
         g.generate(prompts(8), plan, range(8))
     generator(COLD).generate(prompts(8), "image", range(8))
-    assert (engine._decode._cache_size(), engine._prefill._cache_size()) == before
+    assert (slots.decode._cache_size(), slots.prefill._cache_size(), slots.admit._cache_size()) == before
 
 
-def test_it_stops_when_all_answers_are_complete_and_reports_progress():
-    calls: list[tuple[int, int]] = []
-    g = generator(Settings(max_text_tokens=5000, prefill_chunk=8))
-    answers = g.generate(prompts(4), "text", range(4), progress=lambda done, of: calls.append((done, of)))
-    longest = max(len(a.ids) for a in answers)
-    assert {of for _, of in calls} == {5001}
-    assert [done for done, _ in calls] == list(range(16, 16 * len(calls) + 1, 16))
-    assert longest <= calls[-1][0] < longest + 16
-    unwatched = g.generate(prompts(4), "text", range(4))
-    assert [a.ids.tolist() for a in unwatched] == [a.ids.tolist() for a in answers]
+def test_answers_come_as_they_are_written_and_a_slot_is_taken_by_the_next():
+    g = generator(dataclasses.replace(HOT, batch_size=2, stride=4))
+    given, plans = prompts(6), ["image", "text", "music", "speech", ("text", "image"), ANY]
+    expected = [generator().generate([p], plan, [i])[0] for i, (p, plan) in enumerate(zip(given, plans, strict=True))]
+    numbers = [g.submit(Request(p, plan, i)) for i, (p, plan) in enumerate(zip(given, plans, strict=True))]
+    written: dict[int, list[int]] = {number: [] for number in numbers}
+    answers = {}
+    while len(answers) < 6:
+        assert g.running <= 2 and g.running + g.waiting == 6 - len(answers)
+        for part in g.step():
+            assert len(part.ids) <= 4
+            written[part.job] += part.ids.tolist()
+            if part.answer is not None:
+                answers[part.job] = part.answer
+    for number, answer in zip(numbers, expected, strict=True):
+        np.testing.assert_array_equal(answers[number].ids, answer.ids)
+        assert answer.ids.tolist()[-len(written[number]) :] == written[number]
+
+
+def test_what_prompts_share_is_read_once_and_changes_nothing(monkeypatch):
+    read = []
+    prefill = slots.prefill
+    monkeypatch.setattr(slots, "prefill", lambda *a, **k: read.append(1) or prefill(*a, **k))
+    rng = np.random.default_rng(4)
+    start = rng.integers(3, VOCAB.size, 45)
+    given = [np.append(start, rng.integers(3, VOCAB.size, n)).astype(np.int32) for n in (3, 9, 20)]
+    fresh = [generator().generate([p], "music", [7])[0].ids for p in given]
+    alone = len(read)
+    assert alone == sum(
+        -(-len(p) // 8) for p in given
+    )  # the begin marker is fed to the first step of decoding, not the last id
+    for size in (1, 2):  # from the slot itself; from another slot
+        del read[:]
+        g = generator(dataclasses.replace(HOT, batch_size=size))
+        for _ in range(2):
+            for prompt, ids in zip(given, fresh, strict=True):
+                np.testing.assert_array_equal(g.generate([prompt], "music", [7])[0].ids, ids)
+        assert len(read) < alone
+    # In use and free at once: the second is let in while the first is being written.
+    g = generator(dataclasses.replace(HOT, batch_size=2, stride=2))
+    first = g.submit(Request(given[0], "music", 7))
+    while g.step() == []:
+        pass
+    del read[:]
+    second = g.submit(Request(given[2], "music", 7))
+    answers = {}
+    while len(answers) < 2:
+        answers |= {w.job: w.answer.ids for w in g.step() if w.answer is not None}
+    assert len(read) == -(-len(given[2]) // 8) - 45 // 8
+    np.testing.assert_array_equal(answers[first], fresh[0])
+    np.testing.assert_array_equal(answers[second], fresh[2])
+
+
+def test_a_dialogue_that_goes_on_is_as_if_it_were_read_anew():
+    g = generator(dataclasses.replace(HOT, batch_size=1))
+    dialogue = prompts(1, seed=9)[0]
+    for turn in range(4):
+        again, anew = (e.generate([dialogue], ANY, [turn])[0].ids for e in (g, generator()))
+        np.testing.assert_array_equal(again, anew)
+        dialogue = np.concatenate([dialogue, again, prompts(1, seed=turn)[0]]).astype(np.int32)
+
+
+def test_cancelling_frees_the_slot_and_disturbs_nobody():
+    g = generator(dataclasses.replace(HOT, batch_size=2, stride=2))
+    given = prompts(4, seed=2)
+    numbers = [g.submit(Request(p, "music", i)) for i, p in enumerate(given)]
+    g.step()
+    g.cancel(numbers[0])  # being written
+    g.cancel(numbers[2])  # waiting
+    answers = {}
+    while len(answers) < 2:
+        answers |= {w.job: w.answer.ids for w in g.step() if w.answer is not None}
+    assert (g.running, g.waiting) == (0, 0)
+    g.cancel(numbers[1])  # answered already
+    for i in (1, 3):
+        np.testing.assert_array_equal(answers[numbers[i]], generator().generate([given[i]], "music", [i])[0].ids)
+
+
+@pytest.mark.parametrize(
+    ("plan", "must"),
+    [
+        (Free(("image", "music")), ()),
+        (Free(("text", "speech"), ("speech",)), ("speech",)),
+        (Free(("text", "image", "music"), ("text", "music", "image")), ("text", "music", "image")),
+    ],
+)
+def test_what_the_model_may_and_must_write(plan, must):
+    found = set()
+    for answer in generator().generate(prompts(128), plan, range(128)):
+        check(answer, ANY)
+        modalities = [s.modality for s in answer.segments]
+        found |= set(modalities)
+        assert set(must) <= set(modalities) <= set(plan.may)
+        if "text" in must:
+            assert modalities[0] == "text"
+    assert found == set(plan.may)
+
+
+def test_a_context_bounds_prompt_and_answer():
+    g = generator(dataclasses.replace(HOT, context=256, batch_size=4))
+    rng = np.random.default_rng(0)
+    long = rng.integers(3, VOCAB.size, 246).astype(np.int32)
+    answer = g.generate([long], ANY, [0])[0]
+    check(answer, ANY)
+    assert len(answer.ids) <= 10
+    with pytest.raises(UserError, match="together they may have 256"):
+        g.generate([np.append(long, long).astype(np.int32)], ANY, [0])
+
+
+def greedy(**changes) -> Settings:
+    return Settings({m: Sampling(0.0, **changes) for m in ("text", *world.SIZES)}, max_text_tokens=6, prefill_chunk=8)
+
+
+def logits_after(ids: list[int]) -> np.ndarray:
+    n = len(ids)
+    tokens = jnp.array([[*ids, *[0] * (96 - n)]])
+    segments = (jnp.arange(96) < n).astype(jnp.int32)[None]
+    return np.array(FORWARD(tokens, jnp.arange(96)[None], segments))[0, n - 1]
+
+
+def test_guidance_and_penalty_equal_a_loop_without_cache():
+    given, without = prompts(3, longest=20, seed=3), prompts(3, longest=20, seed=4)
+    g = generator(dataclasses.replace(greedy(guidance=3.0, repetition_penalty=1.5), batch_size=4))
+    requests = [Request(p, ("text", "speech"), 0, without=w) for p, w in zip(given, without, strict=True)]
+    for prompt, base, answer in zip(given, without, g.answer(requests), strict=True):
+        written: list[int] = []
+        while not written or written[-1] != EOS:
+            with_it, lacking = (logits_after([*ids.tolist(), *written]) for ids in (prompt, base))
+            logits = lacking + 3 * (with_it - lacking)
+            seen = sorted({*prompt.tolist(), *written})
+            logits[seen] = np.where(logits[seen] > 0, logits[seen] / 1.5, logits[seen] * 1.5)
+            choices = sorted(allowed_next(("text", "speech"), written))
+            written.append(choices[int(np.argmax(logits[choices]))])
+        assert answer.ids.tolist() == written
+    with pytest.raises(UserError, match="prompt without the request"):
+        g.generate(given, "text", range(3))
+    with pytest.raises(UserError, match="two slots"):
+        generator(dataclasses.replace(greedy(guidance=3.0), batch_size=1)).answer(requests)
+
+
+def test_the_score_is_the_log_probability_among_what_is_allowed():
+    plan = ("text", "speech")
+    for (answer, score), prompt in zip(
+        generator().answer_scored([Request(p, plan, i) for i, p in enumerate(prompts(4))]), prompts(4), strict=True
+    ):
+        total, written = 0.0, []
+        for token in answer.ids.tolist():
+            logits = logits_after([*prompt.tolist(), *written]).astype(np.float64)
+            choices = sorted(allowed_next(plan, written))
+            total += logits[token] - np.log(np.exp(logits[choices]).sum())
+            written.append(token)
+        assert score == pytest.approx(total, rel=1e-4)
 
 
 def test_no_prompts_and_bad_arguments():
     g = generator()
     assert g.generate([], "text", []) == []
-    assert generate_many(g, [], "text", [], 4) == []
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
         g.generate(prompts(2), "text", [0])
     with pytest.raises(ValueError, match="at least one id"):

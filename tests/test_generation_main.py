@@ -1,5 +1,6 @@
 """`anygpt generate` as a person calls it: real files, a real (untrained) checkpoint, and every way to get it wrong."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 from anygpt_jax import cli
 from anygpt_jax.cache import Manifest
 from anygpt_jax.generation import main
+from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.config import ModelConfig
@@ -108,7 +110,7 @@ def test_text_to_image_and_its_report(anygpt):
     assert report["checkpoint_step"] == 40
     assert report["plan"] == ["image"]
     assert set(report["seconds"]) == {"load", "encode", "generate", "decode"}
-    assert report["sampling"]["image"] == {"temperature": 1.0, "top_p": 0.95, "top_k": 0}
+    assert report["sampling"]["image"] == dataclasses.asdict(Sampling(1.0, 0.95))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,7 @@ from anygpt_jax.generation.sampling import Sampling, SamplingTable, draw, keep_t
 
 
 def table(temperature=1.0, top_p=1.0, top_k=0, rows=1) -> SamplingTable:
-    return SamplingTable(
-        jnp.full(rows, temperature, jnp.float32), jnp.full(rows, top_p, jnp.float32), jnp.full(rows, top_k, jnp.int32)
-    )
+    return SamplingTable.build([Sampling(temperature, top_p, top_k)] * rows)
 
 
 def sorted_nucleus(probs: np.ndarray, top_p: float) -> set[int]:
@@ -51,10 +49,13 @@ def test_top_k_against_sorting(k):
 
 
 def test_rows_have_their_own_settings():
-    logits = jnp.broadcast_to(jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1])), (4, 4))
-    settings = SamplingTable(
-        jnp.array([1.0, 0.5, 1.0, 1.0]), jnp.array([1.0, 1.0, 0.65, 0.5]), jnp.array([0, 0, 0, 3], jnp.int32)
-    )
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1])), (6, 4))
+    settings = SamplingTable.build(
+        [
+            Sampling(), Sampling(0.5), Sampling(top_p=0.65), Sampling(top_p=0.5, top_k=3), Sampling(min_p=0.5),
+            Sampling(0.5, min_p=0.5),
+        ]
+    )  # fmt: skip
     probs = np.asarray(jax.nn.softmax(restrict(logits, settings), axis=1))
     squares = np.array([0.16, 0.09, 0.04, 0.01])
     expected = [
@@ -62,6 +63,8 @@ def test_rows_have_their_own_settings():
         squares / squares.sum(),  # temperature 1/2 squares the probabilities
         [4 / 7, 3 / 7, 0, 0],
         [4 / 7, 3 / 7, 0, 0],  # the three likeliest are 4/9, 3/9, 2/9: half is reached by two
+        [4 / 9, 3 / 9, 2 / 9, 0],  # half of the likeliest, and more
+        [16 / 25, 9 / 25, 0, 0],  # after the temperature
     ]
     np.testing.assert_allclose(probs, expected, atol=1e-6)
 

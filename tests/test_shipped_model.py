@@ -8,7 +8,6 @@ import pytest
 
 from anygpt_jax import shipped
 from anygpt_jax.embedded import scenes, sentences, voices
-from anygpt_jax.generation.engine import generate_many
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.shipped import card
 from anygpt_jax.tasks import metrics
@@ -36,7 +35,7 @@ def ask(pipeline: Pipeline, source: str, target: str, contents: list) -> list:
     prompts = [
         pipeline.prompt(pair_segments(source, target, content, key=str(i))) for i, content in enumerate(contents)
     ]
-    return pipeline.media(target, generate_many(pipeline.generator, prompts, (target,), range(len(prompts)), 16))
+    return pipeline.media(target, pipeline.engine.generate(prompts, (target,), range(len(prompts))))
 
 
 def test_model_and_tokenizers_fit_into_thirty_megabytes():
@@ -85,5 +84,5 @@ def test_it_plays_in_the_tempo_and_the_key_asked_for(pipeline):
 
 def test_the_same_seed_gives_the_same_answer(pipeline):
     prompt = pipeline.prompt(pair_segments(TEXT, "image", "a small fox on a red background", key="0"))
-    one, two = (pipeline.generator.generate([prompt], ("image",), [5])[0].ids for _ in range(2))
+    one, two = (pipeline.engine.generate([prompt], ("image",), [5])[0].ids for _ in range(2))
     np.testing.assert_array_equal(one, two)

@@ -21,7 +21,6 @@ from anygpt_jax.evaluation.runner import SHOWN, Evaluation
 from anygpt_jax.evaluation.statistics import bootstrap_interval
 from anygpt_jax.generation.answer import Answer, Segment, split_answer
 from anygpt_jax.generation.automaton import ANY
-from anygpt_jax.generation.engine import generate_many
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.records import TokenRecord
@@ -75,13 +74,13 @@ def modalities(segments: Sequence[Segment]) -> list[str]:
 
 def read_turns(evaluation: Evaluation, split: str) -> list[LastTurn]:
     """`evaluate.dialogues` (None: all) of the split, those with several turns first, in a stable order."""
-    generator = evaluation.trained.generator
+    engine = evaluation.trained.engine
     attributes = {example.key: example.attributes for example in read_split(TASK, split)}
     reader = CacheReader(evaluation.workdir / "cache", TASK, split)
     turns = []
     for i in range(len(reader)):
         record = reader[i]
-        turn = LastTurn.of(record, generator.vocabulary, generator.text, attributes.get(record.key, {}))
+        turn = LastTurn.of(record, engine.vocabulary, engine.text, attributes.get(record.key, {}))
         if turn is not None:
             turns.append(turn)
     turns.sort(key=lambda turn: (turn.human_turns < 2, stable_order(turn.key)))
@@ -101,8 +100,7 @@ def run(evaluation: Evaluation) -> dict[str, Any] | None:
         return None
     predictions.start()
     seeds = [stable_order(turn.key, f"{evaluation.config.seed}/{TASK}") for turn in turns]
-    size = int(evaluation.config.generate.batch_size)
-    answers = generate_many(evaluation.trained.generator, [turn.prompt for turn in turns], ANY, seeds, size)
+    answers = evaluation.trained.engine.generate([turn.prompt for turn in turns], ANY, seeds)
     media = decode(evaluation.trained, [answer.segments for answer in answers])
     entry = {**entry_of(turns, answers), "images": judge_images(turns, answers, media)}
     entry["seconds"] = round(time.monotonic() - began, 1)

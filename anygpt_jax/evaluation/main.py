@@ -114,7 +114,7 @@ def prepare(config: ml_collections.ConfigDict) -> Evaluation:
     from flax import nnx
 
     from anygpt_jax.evaluation.runner import Evaluation
-    from anygpt_jax.generation.engine import Settings
+    from anygpt_jax.generation.request import Settings
     from anygpt_jax.generation.pipeline import Pipeline
     from anygpt_jax.model.decoder import Decoder
     from anygpt_jax.tasks import registry
@@ -123,7 +123,7 @@ def prepare(config: ml_collections.ConfigDict) -> Evaluation:
 
     trained = Pipeline.load(config)
     shape = trained.decoder.config
-    blank = LoadedModel(Decoder(shape, rngs=nnx.Rngs(config.seed)), shape, trained.generator.vocabulary, 0)
+    blank = LoadedModel(Decoder(shape, rngs=nnx.Rngs(config.seed)), shape, trained.engine.vocabulary, 0)
     untrained = Pipeline.build(blank, trained.tokenizers, Settings.from_config(config.generate))
     registry.register(config)
     use_judge(lambda: fit_music_judge(trained.tokenizers["music"]))

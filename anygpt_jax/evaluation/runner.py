@@ -21,7 +21,6 @@ from anygpt_jax.evaluation.originals import JUDGES, Reconstructor, tokenizer_tab
 from anygpt_jax.evaluation.perplexity import text_perplexity
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.statistics import MetricFn, bootstrap_interval, chance_scores, example_scores
-from anygpt_jax.generation.engine import generate_many
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks import metrics
@@ -127,9 +126,9 @@ class Evaluation:
 
     def run_text(self, task: str) -> dict[str, float]:
         """How well the text of one task is predicted."""
-        generator = self.trained.generator
+        engine = self.trained.engine
         return text_perplexity(
-            self.trained.decoder, generator.vocabulary, generator.text, self.workdir / "cache", task,
+            self.trained.decoder, engine.vocabulary, engine.text, self.workdir / "cache", task,
             self.config.evaluate.split,
         )  # fmt: skip
 
@@ -138,7 +137,7 @@ class Evaluation:
         return _hash([
             VERSION, name, split, self.trained.step, self.config.get("checkpoints"), self.config.seed, self.config.evaluate.to_json(),
             self.config.generate.to_json(), self.config.model.to_json(),
-            self.trained.generator.vocabulary.fingerprint, *self._originals(),
+            self.trained.engine.vocabulary.fingerprint, *self._originals(),
         ])  # fmt: skip
 
     def _originals(self) -> list[Any]:
@@ -148,7 +147,7 @@ class Evaluation:
 
     def _ask(self, name: str, split: str) -> Asked:
         examples = self._read(name, split)
-        prompts = load_prompts(self.workdir / "cache", name, split, examples, self.trained.generator.vocabulary)
+        prompts = load_prompts(self.workdir / "cache", name, split, examples, self.trained.engine.vocabulary)
         kept = [e for e in examples if e.key in prompts][: self.config.evaluate.examples]
         return Asked(kept, [prompts[e.key] for e in kept])
 
@@ -165,11 +164,7 @@ class Evaluation:
     def _answer(self, pipeline: Pipeline, asked: Asked, plan: tuple[str, ...]) -> dict[str, list[Any]]:
         """What the model answers, by modality of the plan."""
         seeds = [stable_order(key, f"{self.config.seed}/{'/'.join(plan)}") for key in asked.keys]
-        size, generator = int(self.config.generate.batch_size), pipeline.generator
-        if len(asked.prompts) > size:
-            answers = generate_many(generator, asked.prompts, plan, seeds, size)
-        else:  # padded to the common size, as another one would be compiled anew
-            answers = generator.generate(asked.prompts, plan, seeds, batch_size=size)
+        answers = pipeline.engine.generate(asked.prompts, plan, seeds)
         return {modality: pipeline.media(modality, answers) for modality in plan}
 
     def _chance(self, name: str, source: str, target: str, asked: Asked) -> dict[str, float]:

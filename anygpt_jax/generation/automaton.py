@@ -31,7 +31,19 @@ DONE = 0  # the node in which nothing is written any more
 _FAR = 1 << 29  # longer than any answer, and addable without overflow
 _NODES_MULTIPLE = 8  # tables are padded to this many nodes: few shapes, few compilations
 
-Plan = Sequence[str] | str
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """The plan of an answer that the model composes itself of what it may write, and must not end without.
+
+    Text that must be there comes first. ANY is Free of everything.
+    """
+
+    may: tuple[str, ...]
+    must: tuple[str, ...] = ()
+
+
+Plan = Sequence[str] | str | Free
 
 
 class Tables(NamedTuple):
@@ -185,10 +197,22 @@ class _Builder:
         return first, rows
 
 
-def check_plan(plan: Plan, vocabulary: Vocabulary) -> tuple[str, ...] | str:
-    """The plan as a tuple of modalities, or ANY; a single modality may be given as a string."""
+def check_plan(plan: Plan, vocabulary: Vocabulary) -> tuple[str, ...] | Free:
+    """The plan as a tuple of modalities, or Free; a single modality may be given as a string."""
     if plan == ANY:
-        return ANY
+        return Free((TEXT, *vocabulary.modalities))
+    if isinstance(plan, Free):
+        may = tuple(m for m in (TEXT, *vocabulary.modalities) if m in plan.may)
+        must = tuple(m for m in may if m in plan.must)
+        unknown = sorted({*plan.may, *plan.must} - {TEXT, *vocabulary.modalities})
+        if unknown:
+            vocabulary.block(unknown[0])  # raises UserError
+        if not may:
+            raise UserError("An answer may hold nothing; name a modality that it may hold.")
+        if len(must) < len(set(plan.must)):
+            forbidden = sorted(set(plan.must) - set(may))
+            raise UserError(f"An answer must hold {forbidden[0]} and may not; allow it.")
+        return Free(may, must)
     steps = (plan,) if isinstance(plan, str) else tuple(plan)
     if not steps:
         raise UserError("An answer needs at least one modality; name it with --to.")
@@ -205,15 +229,15 @@ def compile_plan(
 ) -> Automaton:
     """The automaton that writes exactly the modalities of the plan in order and then `<eos>`.
 
-    Text is ended by `<eos>` or by the next begin marker, codes by their end marker. With ANY the model
+    Text is ended by `<eos>` or by the next begin marker, codes by their end marker. With ANY and Free the model
     chooses, but may not say nothing. Raises UserError for a plan or grammar that cannot be.
     """
     if max_text_tokens < 1:
         raise UserError(f"max_tokens of text must be at least 1, not {max_text_tokens}.")
     steps = check_plan(plan, vocabulary)
     builder = _Builder(vocabulary, grammars, max_text_tokens)
-    if steps == ANY:
-        return _free(builder)
+    if isinstance(steps, Free):
+        return _free(builder, steps)
     content = [builder.text(1) if step == TEXT else builder.codes(step) for step in steps]
     for i, (step, node) in enumerate(zip(steps, content, strict=True)):
         if i + 1 == len(steps):
@@ -233,18 +257,43 @@ def compile_plan(
     return Automaton(builder.tables(), content[0], opening, builder.shortest()[content[0]], longest)
 
 
-def _free(builder: _Builder) -> Automaton:
+def _free(builder: _Builder, plan: Free) -> Automaton:
+    """Nodes for every set of what must still come: the text, or gate, between media, and each medium."""
     vocabulary = builder.vocabulary
-    start, later = builder.text(1), builder.text(0)
-    media = {b.modality: builder.codes(b.modality) for b in vocabulary.blocks if b.modality in builder.grammars}
-    begins = {vocabulary.block(modality).begin: node for modality, node in media.items()}
-    builder.nodes[start].always |= begins
-    for node in (start, later):
-        builder.nodes[node].ends |= {builder.eos: DONE, **begins}
-    for modality, node in media.items():
-        builder.nodes[node].ends[vocabulary.block(modality).end] = later
-    medium = max((builder.nodes[node].last_end + 2 for node in media.values()), default=0)
-    longest = 2 * builder.max_text_tokens + medium + 1  # room for text, one medium, text
+    # Without a tokenizer a modality cannot be decoded: the model is free to write what is left.
+    media = [m for m in plan.may if m in builder.grammars or m in plan.must and m != TEXT]
+    speaks, owed_media = TEXT in plan.may, frozenset(plan.must) - {TEXT}
+    if not speaks and not media:
+        raise UserError("There is no tokenizer for any modality that the answer may hold.")
+    between: dict[frozenset[str], int] = {}
+    media_nodes: dict[tuple[str, frozenset[str]], int] = {}
+
+    def begins(owed: frozenset[str]) -> dict[int, int]:
+        """What may follow, each begin marker with the node of its medium."""
+        return {vocabulary.block(m).begin: medium(m, owed - {m}) for m in media}
+
+    def medium(modality: str, owed: frozenset[str]) -> int:
+        key = modality, owed
+        if key not in media_nodes:
+            media_nodes[key] = node = builder.codes(modality)
+            builder.nodes[node].ends[vocabulary.block(modality).end] = after(owed)
+        return media_nodes[key]
+
+    def after(owed: frozenset[str]) -> int:
+        if owed not in between:
+            between[owed] = node = builder.text(0) if speaks else builder.gate()
+            builder.nodes[node].ends |= begins(owed) | ({} if owed else {builder.eos: DONE})
+        return between[owed]
+
+    start = builder.text(1) if speaks else builder.gate()
+    first = begins(owed_media)
+    if TEXT not in plan.must:
+        builder.nodes[start].always |= first
+    builder.nodes[start].ends |= first | ({} if owed_media or not speaks else {builder.eos: DONE})
+    lengths = {node.modality: node.last_end + 2 for node in builder.nodes if node.modality}
+    owed_tokens = sum(lengths[1 + vocabulary.modalities.index(m)] for m in owed_media)
+    # Room for text, what must come or one medium, and text.
+    longest = 2 * builder.max_text_tokens * speaks + (owed_tokens or max(lengths.values(), default=0)) + 1
     return Automaton(builder.tables(), start, None, builder.shortest()[start], longest)
 
 

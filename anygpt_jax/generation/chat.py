@@ -18,8 +18,8 @@ from anygpt_jax.generation import media
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.automaton import ANY
 from anygpt_jax.generation.dialogue import Dialogue
-from anygpt_jax.generation.engine import Settings
 from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.voice import decode
 from anygpt_jax.templates import TEXT, Segment
 

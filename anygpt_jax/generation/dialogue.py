@@ -34,7 +34,7 @@ class Dialogue:
         The oldest turns are left out of the prompt when all do not fit. UserError if the new turn alone does not.
         """
         prompt = self.prompt(said)
-        answer = self.pipeline.generator.generate([prompt], plan, [seed])[0]
+        answer = self.pipeline.engine.generate([prompt], plan, [seed])[0]
         self.segments += said
         self.segments += [Segment(s.modality, s.content, "assistant") for s in answer.segments]
         return answer
@@ -86,7 +86,7 @@ class Dialogue:
 
     def _header(self) -> dict[str, Any]:
         tokenizers = {name: tokenizer.fingerprint for name, tokenizer in self.pipeline.tokenizers.items()}
-        vocabulary = self.pipeline.generator.vocabulary.fingerprint
+        vocabulary = self.pipeline.engine.vocabulary.fingerprint
         return {"format": FORMAT, "vocabulary": vocabulary, "tokenizers": tokenizers}
 
 

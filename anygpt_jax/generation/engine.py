@@ -1,134 +1,77 @@
-"""The engine: prompts in, decodable answers out, compiled once per (batch size, cache length).
+"""The engine: requests in, decodable answers out, as many at a time as there are slots (continuous batching).
 
-A batch is prefilled in chunks of a fixed width and then decoded token by token in a `lax.while_loop` that
-stops when every answer is complete. Plan, grammars, lengths and sampling settings are arguments, not
-constants, so that a compiled loop serves them all.
+A request takes a slot as soon as one is free, its prompt is read a chunk at a time between the strides by which all
+answers grow, and what another prompt began alike is not read again. Whole chunks alone are taken over, and only
+those that were read and not written, since a token's keys differ in the last bits by how they were computed:
+so an answer is the same whatever the slots held before.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int32, PRNGKeyArray
+from jaxtyping import Int32
 from tqdm.auto import tqdm
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import automaton
+from anygpt_jax.generation import slots
 from anygpt_jax.generation.answer import Answer, split_answer
-from anygpt_jax.generation.automaton import DONE, Automaton, Plan, Tables
-from anygpt_jax.generation.sampling import Sampling, SamplingTable, sample
+from anygpt_jax.generation.automaton import DONE, Automaton, Plan
+from anygpt_jax.generation.plans import Plans
+from anygpt_jax.generation.request import MAX_SEED, Request, Settings
+from anygpt_jax.generation.sampling import Sampling, SamplingTable
 from anygpt_jax.modalities.base import Grammar
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.decoder import Decoder
-from anygpt_jax.model.kv_cache import KVCache, init_cache
 from anygpt_jax.templates import TEXT
 from anygpt_jax.vocabulary import Vocabulary
 
-Progress = Callable[[int, int], None]  # tokens written to each answer so far, and at most
-
-_CACHE_MULTIPLE = 128  # cache lengths are rounded up to it: few compilations, little waste
-_PROGRESS_EVERY = 16  # tokens between two calls of a progress callback
-_MAX_SEED = 2**32
+_SHORTEST = 256  # cache lengths are this or its doubles, or the context: few compilations, little waste
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How answers are drawn. `sampling` is by modality; a modality without an entry samples at temperature 1."""
+class Written:
+    """What was added to one answer. `score` is its log probability, if that was asked for."""
 
-    sampling: Mapping[str, Sampling] = dataclasses.field(default_factory=dict)
-    max_text_tokens: int = 128  # of one stretch of text
-    batch_size: int = 32
-    prefill_chunk: int = 64
-
-    @classmethod
-    def from_config(cls, generate: ml_collections.ConfigDict) -> Settings:
-        """`config.generate`: `batch_size`, and a section a modality."""
-        sampling = {}
-        for modality, section in generate.items():
-            if isinstance(section, ml_collections.ConfigDict):
-                fields = {k: v for k, v in section.items() if k in ("temperature", "top_p", "top_k")}
-                sampling[modality] = Sampling(**fields)
-        return cls(sampling, int(generate.text.max_tokens), int(generate.batch_size))
+    job: int
+    ids: Int32[np.ndarray, " N"]
+    answer: Answer | None  # when it is complete
+    score: float | None = None
 
 
-class _State(NamedTuple):
-    """What the decode loop carries. `tokens` holds prompt and answer, its row b filled up to `position[b]`."""
+@dataclasses.dataclass
+class Job:
+    """A request that is not answered yet. `rows` are its prompts: the second is guidance's."""
 
-    cache: KVCache
-    tokens: Int32[Array, "B S"]
-    position: Int32[Array, " B"]
-    node: Int32[Array, " B"]
-    run: Int32[Array, " B"]  # tokens since the node was entered
-    left: Int32[Array, " B"]
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "batch", "length", "chunk"))
-def _prefill(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
-    tokens: Int32[Array, "B S"],
-    chunks: Array,
-    batch: int,
-    length: int,
-    chunk: int,
-) -> KVCache:
-    """The cache of the first `chunks` × `chunk` positions. The head's matmul is unused, so XLA drops it."""
-    decoder: Decoder = nnx.merge(graph, weights)
-
-    def one(i: Array, cache: KVCache) -> KVCache:
-        window = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk, axis=1)
-        positions = jnp.broadcast_to(i * chunk + jnp.arange(chunk), window.shape)
-        return decoder.decode(window, positions, cache)[1]
-
-    return jax.lax.fori_loop(0, chunks, one, init_cache(decoder.config, batch, length))
+    number: int
+    request: Request
+    machine: Automaton
+    rows: list[np.ndarray]
+    budget: int
+    scored: bool
+    slots: list[int] = dataclasses.field(default_factory=list)
+    written: list[int] = dataclasses.field(default_factory=list)
 
 
-@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _decode(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
-    tables: Tables,
-    settings: SamplingTable,
-    keys: PRNGKeyArray,
-    state: _State,
-    steps: Array,
-) -> tuple[_State, Array]:
-    """Up to `steps` more tokens for every unfinished answer, and whether all are finished."""
-    decoder: Decoder = nnx.merge(graph, weights)
-    rows = jnp.arange(state.tokens.shape[0])
+@dataclasses.dataclass
+class _Slot:
+    """What the host knows of a slot. The keys of `ids[:read]` are there, whether or not it is in use."""
 
-    def unfinished(carry: tuple[Array, _State]) -> Array:
-        step, state = carry
-        return (step < steps) & jnp.any(state.node != DONE)
-
-    def write(carry: tuple[Array, _State]) -> tuple[Array, _State]:
-        step, s = carry
-        logits, cache = decoder.decode(s.tokens[rows, s.position][:, None], s.position[:, None], s.cache)
-        mask = automaton.allowed(tables, s.node, s.run, s.left, logits.shape[-1])
-        # The key is the seed's and the position's: no batch-mate, batch size or padding has a say.
-        drawn = sample(
-            logits[:, 0], mask, settings.rows(tables.modality[s.node]), jax.vmap(jax.random.fold_in)(keys, s.position)
-        )
-        done = s.node == DONE
-        position = jnp.where(done, s.position, s.position + 1)
-        token = jnp.where(done, s.tokens[rows, s.position], drawn)
-        node, run = automaton.advance(tables, s.node, s.run, drawn)
-        tokens = s.tokens.at[rows, position].set(token)
-        return step + 1, _State(cache, tokens, position, node, run, s.left - 1)
-
-    _, state = jax.lax.while_loop(unfinished, write, (jnp.int32(0), state))
-    return state, jnp.all(state.node == DONE)
+    ids: np.ndarray
+    job: Job | None = None
+    read: int = 0
+    writing: bool = False
+    used: int = 0  # when it was last taken
 
 
-class Generator:
+class Engine:
     """Generates with one model. `grammars` are those of the tokenizers that will decode the answers."""
 
     def __init__(
@@ -144,23 +87,104 @@ class Generator:
                 f"The model knows {decoder.config.vocab_size} ids and the vocabulary has {vocabulary.size}; "
                 "use the vocabulary that lies beside the checkpoint."
             )
+        self.decoder = decoder
         self.vocabulary = vocabulary
-        self.grammars = dict(grammars)
         self.settings = settings
         self.text = text
-        self._config = decoder.config
-        self._graph, self._weights = nnx.split(decoder)
-        self._sampling = SamplingTable.build((TEXT, *vocabulary.modalities), settings.sampling)
-        self._automata: dict[tuple[str, ...] | str, Automaton] = {}
+        self.plans = Plans(vocabulary, grammars, settings.max_text_tokens)
+        self.graph, self.weights = nnx.split(decoder)
+        self._modalities = (TEXT, *vocabulary.modalities)
+        self._state: slots.State | None = None
+        self._slots: list[_Slot] = []
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._jobs: dict[int, Job] = {}
+        self._numbers = itertools.count(1)
 
-    def automaton(self, plan: Plan) -> Automaton:
-        """The compiled plan, kept for the next time."""
-        key = automaton.check_plan(plan, self.vocabulary)
-        if key not in self._automata:
-            self._automata[key] = automaton.compile_plan(
-                self.vocabulary, self.grammars, key, self.settings.max_text_tokens
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._jobs) - len(self._waiting)
+
+    def submit(self, request: Request, *, scored: bool = False) -> int:
+        """Takes a request and gives it a number. UserError if it cannot be answered; `scored`: `Written` has a score."""
+        return self.enqueue(self.prepare(request, scored=scored))
+
+    def enqueue(self, job: Job) -> int:
+        self._jobs[job.number] = job
+        self._waiting.append(job)
+        return job.number
+
+    def prepare(self, request: Request, *, scored: bool = False) -> Job:
+        """Checks a request, which `enqueue` then takes. Another thread may be within `step` meanwhile."""
+        if not 0 <= request.seed < MAX_SEED:
+            raise UserError(f"A seed must lie in 0..{MAX_SEED - 1}; got {request.seed}.")
+        machine = self.plans.add(request.plan)
+        cap = request.max_new_tokens
+        budget = machine.longest if cap is None else min(machine.longest, cap)
+        if budget < machine.shortest:
+            raise UserError(
+                f"An answer of {request.plan} needs at least {machine.shortest} tokens; max_new_tokens is {cap}."
             )
-        return self._automata[key]
+        rows = [self.opened(request.prompt, machine)]
+        if any(s.guidance != 1 for s in self.sampling_of(request)):
+            if request.without is None:
+                raise UserError("Guidance needs the prompt without the request; give it, or leave guidance at 1.")
+            rows.append(self.opened(request.without, machine))
+        longest, context = max(map(len, rows)), self.settings.context
+        if context is not None and longest + machine.shortest > context:
+            raise UserError(
+                f"The prompt has {longest} tokens and the answer at least {machine.shortest}; "
+                f"together they may have {context}. Say less, or ask for less."
+            )
+        if context is not None:
+            budget = min(budget, context - longest)
+        if len(rows) > self.settings.batch_size:
+            raise UserError("Guidance takes two slots and there is one; raise the batch size to 2.")
+        return Job(next(self._numbers), request, machine, rows, budget, scored)
+
+    def cancel(self, number: int) -> None:
+        """Forgets a request and frees its slots; nothing happens if it is answered already."""
+        job = self._jobs.pop(number, None)
+        if job is None:
+            return
+        if job.slots:
+            for i in job.slots:
+                self._state = slots.set_node(self._state, jnp.int32(i), jnp.int32(DONE))
+            self._release(job)
+        else:
+            self._waiting.remove(job)
+
+    def reset(self) -> None:
+        """Forgets all requests and everything on the device, as after an error in the middle of a step."""
+        self._state, self._slots = None, []
+        self._jobs.clear()
+        self._waiting.clear()
+
+    def step(self) -> list[Written]:
+        """Lets requests in, reads a chunk of every new prompt, and writes up to a stride of tokens of every answer."""
+        self._let_in()
+        for i, slot in enumerate(self._slots):
+            if slot.job is not None and not slot.writing:
+                self._read(i, slot)
+        active = [i for i, slot in enumerate(self._slots) if slot.writing]
+        if not active:
+            return []
+        stride = self.settings.stride
+        furthest = max(len(self._slots[i].ids) + len(self._slots[i].job.written) for i in active) + stride
+        self._state, written = slots.decode(
+            self.graph,
+            self.weights,
+            self.plans.tables,
+            self._state,
+            jnp.bool_(bool(self._waiting)),
+            stride=stride,
+            length=self._attended(furthest),
+        )
+        return self._collect(np.asarray(written))
 
     def generate(
         self,
@@ -169,47 +193,69 @@ class Generator:
         seeds: Sequence[int],
         *,
         max_new_tokens: int | None = None,
-        progress: Progress | None = None,
-        batch_size: int | None = None,
+        description: str | None = None,
     ) -> list[Answer]:
-        """One answer a prompt, as one batch.
-
-        `prompts` are int32[N] and end with the opening of the assistant's turn; if the plan starts with codes
-        the begin marker may be there already (`Formatter.prompt(…, answer=…)`) or is added. `max_new_tokens`
-        caps an answer, `<eos>` included; what is written then still ends as the plan demands, or there is a
-        UserError. The batch is padded to `batch_size` rows, by default to the next power of two.
-        """
+        """One answer a prompt int32[N], in their order. `description` names a progress bar."""
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
-        if any(not 0 <= seed < _MAX_SEED for seed in seeds):
-            raise UserError(f"A seed must lie in 0..{_MAX_SEED - 1}; got {list(seeds)}.")
-        if not prompts:
-            return []
-        machine = self.automaton(plan)
-        budget = machine.longest if max_new_tokens is None else min(machine.longest, max_new_tokens)
-        if budget < machine.shortest:
-            raise UserError(
-                f"An answer of {plan} needs at least {machine.shortest} tokens; max_new_tokens is {max_new_tokens}."
-            )
-        rows = [self._opened(prompt, machine) for prompt in prompts]
-        state, keys = self._start(rows, seeds, machine, budget, batch_size or 1 << (len(rows) - 1).bit_length())
-        written, stride = 0, _PROGRESS_EVERY if progress else budget
-        done = False
-        while written < budget and not done:
-            state, all_done = _decode(
-                self._graph, self._weights, machine.tables, self._sampling, keys, state, jnp.int32(stride)
-            )
-            written, done = written + stride, bool(all_done)
-            if progress:
-                progress(min(written, budget), budget)
-        tokens, position = np.asarray(state.tokens), np.asarray(state.position)
-        opening = 0 if machine.opening is None else 1
-        return [
-            self._answer(tokens[b, len(row) - opening : position[b] + 1], seed)
-            for b, (row, seed) in enumerate(zip(rows, seeds, strict=True))
-        ]
+        requests = [Request(p, plan, int(s), max_new_tokens) for p, s in zip(prompts, seeds, strict=True)]
+        return self.answer(requests, description=description)
 
-    def _opened(self, prompt: np.ndarray, machine: Automaton) -> np.ndarray:
+    def answer(self, requests: Sequence[Request], *, description: str | None = None) -> list[Answer]:
+        """One answer a request, in their order. Not for an engine whose steps something else takes."""
+        return [written.answer for written in self._finish([self.submit(r) for r in requests], description)]
+
+    def answer_scored(self, requests: Sequence[Request]) -> list[tuple[Answer, float]]:
+        """The same with the log probability of each answer among those that its plan allows."""
+        finished = self._finish([self.submit(r, scored=True) for r in requests], None)
+        return [(written.answer, written.score) for written in finished]
+
+    def _finish(self, numbers: Sequence[int], description: str | None) -> list[Written]:
+        # The longest prompts first, so that the end, when slots are left over, is short.
+        self._waiting = collections.deque(sorted(self._waiting, key=lambda job: -len(job.rows[0])))
+        finished: dict[int, Written] = {}
+        try:
+            with tqdm(total=len(numbers), desc=description, unit="answer", disable=description is None) as bar:
+                while len(finished) < len(numbers):
+                    complete = {w.job: w for w in self.step() if w.answer is not None}
+                    finished.update(complete)
+                    bar.update(len(complete))
+        finally:
+            for number in numbers:
+                self.cancel(number)
+        return [finished[number] for number in numbers]
+
+    def reserve(self, batch: int, length: int) -> None:
+        """Room for so many slots of so many tokens, in what is reserved already or in what is compiled anew."""
+        batch = min(1 << (batch - 1).bit_length(), self.settings.batch_size)
+        batch, length = max(batch, len(self._slots)), self.rounded(length)
+        if self._state is not None:
+            length = max(length, self._state.tokens.shape[1])
+            if (batch, length) == self._state.tokens.shape:
+                return
+        larger = slots.empty(self.decoder.config, batch, length, len(self._modalities))
+        self._state = larger if self._state is None else slots.grown(self._state, larger)
+        self._slots += [_Slot(np.zeros(0, np.int32)) for _ in range(batch - len(self._slots))]
+
+    def attended_lengths(self) -> list[int]:
+        """The lengths that a program is compiled for, of the reserved ones."""
+        longest, length, found = self._state.tokens.shape[1], 1, []
+        while not found or found[-1] < longest:
+            found.append(min(self.rounded(length), longest))
+            length = found[-1] + 1
+        return found
+
+    def rounded(self, length: int) -> int:
+        whole = math.lcm(_SHORTEST, self.settings.prefill_chunk)
+        doubled = whole << max(0, (-(-length // whole) - 1).bit_length())
+        if self.settings.context is not None:
+            doubled = min(doubled, -(-self.settings.context // whole) * whole)
+        return doubled
+
+    def _attended(self, furthest: int) -> int:
+        return min(self.rounded(furthest), self._state.tokens.shape[1])
+
+    def opened(self, prompt: np.ndarray, machine: Automaton) -> np.ndarray:
         """The prompt int32[N], with the begin marker of an answer that starts with codes."""
         prompt = np.asarray(prompt, np.int32)
         if prompt.ndim != 1 or not len(prompt):
@@ -218,59 +264,100 @@ class Generator:
             return prompt
         return np.append(prompt, np.int32(machine.opening))
 
-    def _start(
-        self, rows: Sequence[np.ndarray], seeds: Sequence[int], machine: Automaton, budget: int, batch: int
-    ) -> tuple[_State, PRNGKeyArray]:
-        """The state after prefill. Rows beyond the prompts are done before they begin."""
+    def sampling_of(self, request: Request) -> list[Sampling]:
+        settings = {**self.settings.sampling, **(request.sampling or {})}
+        return [settings.get(modality, Sampling()) for modality in self._modalities]
+
+    def _let_in(self) -> None:
+        if not self._waiting:
+            return
+        longest = max(max(map(len, job.rows)) + job.budget for job in self._waiting)
+        self.reserve(sum(len(job.rows) for job in self._jobs.values()), longest)
+        while self._waiting:
+            job = self._waiting[0]
+            free = [i for i, slot in enumerate(self._slots) if slot.job is None]
+            if len(free) < len(job.rows):
+                return
+            self._waiting.popleft()
+            for row in job.rows:
+                self._place(job, row, [i for i in free if i not in job.slots])
+
+    def _place(self, job: Job, ids: np.ndarray, free: Sequence[int]) -> None:
+        """Puts one prompt of a job into one of the free slots, with what a slot holds already of its beginning."""
         chunk = self.settings.prefill_chunk
-        longest = max(map(len, rows))
-        chunks = -(-(longest - 1) // chunk)  # the last token of a prompt is fed to the first decode step
-        length = max(longest + budget, chunks * chunk)
-        length = -(-length // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
-        tokens = np.full((batch, length), self.vocabulary.pad, np.int32)
-        position, node = np.zeros(batch, np.int32), np.full(batch, DONE, np.int32)
-        for b, row in enumerate(rows):
-            tokens[b, : len(row)], position[b], node[b] = row, len(row) - 1, machine.start
-        device_tokens = jnp.asarray(tokens)
-        cache = _prefill(self._graph, self._weights, device_tokens, jnp.int32(chunks), batch, length, chunk)
-        padded = np.zeros(batch, np.uint32)
-        padded[: len(seeds)] = seeds
-        keys = jax.vmap(jax.random.key)(jnp.asarray(padded))
-        left = jnp.full(batch, budget, jnp.int32)
-        state = _State(cache, device_tokens, jnp.asarray(position), jnp.asarray(node), jnp.zeros_like(left), left)
-        return state, keys
+        shared = [_common(ids[:-1], slot.ids[: slot.read]) // chunk * chunk for slot in self._slots]
+        source = int(np.argmax(shared))
+        # A slot in use is copied from; of the free ones the one goes that was used longest ago.
+        target = source if source in free and shared[source] else min(free, key=lambda i: self._slots[i].used)
+        slot = self._slots[target]
+        slot.ids, slot.read, slot.job, slot.used = ids, shared[source], job, job.number
+        job.slots.append(target)
+        tokens = np.full(self._state.tokens.shape[1], self.vocabulary.pad, np.int32)
+        tokens[: len(ids)] = ids
+        leader = job.slots[0]
+        row = slots.Row(
+            position=np.int32(len(ids) - 1),
+            node=np.int32(DONE),
+            run=np.int32(0),
+            left=np.int32(job.budget),
+            seed=np.uint32(job.request.seed),
+            leader=np.int32(leader),
+            without=np.int32(target),
+            scored=np.bool_(job.scored),
+            score=np.float32(0),
+        )
+        sampling = SamplingTable.build(self.sampling_of(job.request))
+        source = source if shared[source] else target
+        self._state = slots.admit(self._state, jnp.int32(target), jnp.int32(source), tokens, row, sampling)
+        if target != leader:
+            guided = self._state.row.without.at[leader].set(target)
+            self._state = self._state._replace(row=self._state.row._replace(without=guided))
 
-    def _answer(self, ids: np.ndarray, seed: int) -> Answer:
-        return Answer(split_answer(ids, self.vocabulary, self.text), ids, seed)
-
-
-def generate_many(
-    generator: Generator,
-    prompts: Sequence[np.ndarray],
-    plan: Plan,
-    seeds: Sequence[int],
-    batch_size: int,
-    *,
-    description: str | None = None,
-    max_new_tokens: int | None = None,
-) -> list[Answer]:
-    """Answers for any number of prompts, in their order, in batches of prompts of similar length.
-
-    Which prompts share a batch changes nothing in the answers. `description` names a progress bar.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: dict[int, Answer] = {}
-    with tqdm(total=len(prompts), desc=description, unit="answer", disable=description is None) as bar:
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
-            batch = generator.generate(
-                [prompts[i] for i in members],
-                plan,
-                [seeds[i] for i in members],
-                max_new_tokens=max_new_tokens,
-                # One shape for all batches: another one would be compiled anew.
-                batch_size=batch_size if len(order) > batch_size else None,
+    def _read(self, i: int, slot: _Slot) -> None:
+        """One more chunk of a prompt; after the last one of all its job's prompts the answer begins."""
+        chunk, needed = self.settings.prefill_chunk, len(slot.ids) - 1  # the last token is fed to the first step
+        if slot.read < needed:
+            self._state = slots.prefill(
+                self.graph,
+                self.weights,
+                self._state,
+                jnp.int32(i),
+                jnp.int32(slot.read),
+                chunk=chunk,
+                length=self._attended(slot.read + chunk),
             )
-            answers.update(zip(members, batch, strict=True))
-            bar.update(len(members))
-    return [answers[i] for i in range(len(prompts))]
+            slot.read = min(slot.read + chunk, needed)
+        mates = [self._slots[j] for j in slot.job.slots]
+        if all(mate.read >= len(mate.ids) - 1 for mate in mates):
+            for j, mate in zip(slot.job.slots, mates, strict=True):
+                mate.writing = True
+                self._state = slots.set_node(self._state, jnp.int32(j), jnp.int32(slot.job.machine.start))
+
+    def _collect(self, written: Int32[np.ndarray, "B stride"]) -> list[Written]:
+        found = []
+        eos = self.vocabulary.marker("<eos>")
+        for job in {slot.job.number: slot.job for slot in self._slots if slot.writing}.values():
+            ids = written[job.slots[0]]
+            ids = ids[ids >= 0]
+            job.written += ids.tolist()
+            answer = score = None
+            if job.written and job.written[-1] == eos:
+                opening = [] if job.machine.opening is None else [job.machine.opening]
+                whole = np.array([*opening, *job.written], np.int32)
+                answer = Answer(split_answer(whole, self.vocabulary, self.text), whole, job.request.seed)
+                score = float(self._state.row.score[job.slots[0]]) if job.scored else None
+                del self._jobs[job.number]
+                self._release(job)
+            found.append(Written(job.number, ids, answer, score))
+        return found
+
+    def _release(self, job: Job) -> None:
+        for i in job.slots:
+            self._slots[i].job, self._slots[i].writing = None, False
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """The length of the beginning that two sequences share."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n

@@ -20,8 +20,8 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.generation import media
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.automaton import ANY
-from anygpt_jax.generation.engine import Settings, generate_many
 from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.generation.voice import decode
 from anygpt_jax.modalities.base import ModalityTokenizer
@@ -189,12 +189,10 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
             f"The prompt has {len(prompt)} tokens and the model was trained on at most {limit}; shorten it."
         )
     encoded = time.perf_counter()
-    answers = generate_many(
-        pipeline.generator,
+    answers = pipeline.engine.generate(
         [prompt] * len(request.seeds),
         request.plan,
         request.seeds,
-        pipeline.generator.settings.batch_size,
         description="generate" if sys.stderr.isatty() else None,
     )
     generated = time.perf_counter()
@@ -242,10 +240,10 @@ def _report(
     saved: Sequence[list[dict[str, Any]]],
     seconds: dict[str, float],
 ) -> bytes:
-    sampling = pipeline.generator.settings.sampling
+    sampling = pipeline.engine.settings.sampling
     report = {
         "checkpoint_step": pipeline.step,
-        "vocabulary": pipeline.generator.vocabulary.fingerprint,
+        "vocabulary": pipeline.engine.vocabulary.fingerprint,
         "plan": request.plan,
         "prompt": {"text": request.prompt, "files": [[m, str(p)] for m, p in request.files], "ids": prompt.tolist()},
         "sampling": {modality: dataclasses.asdict(s) for modality, s in sampling.items()},

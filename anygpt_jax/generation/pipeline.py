@@ -13,7 +13,8 @@ import numpy as np
 from anygpt_jax.cache import Manifest
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation.answer import Answer
-from anygpt_jax.generation.engine import Generator, Settings
+from anygpt_jax.generation.engine import Engine
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
@@ -28,7 +29,7 @@ class Pipeline:
     """Everything between a person's media and the model's."""
 
     decoder: Decoder
-    generator: Generator
+    engine: Engine
     formatter: Formatter
     tokenizers: Mapping[str, ModalityTokenizer]
     step: int  # of the checkpoint
@@ -39,8 +40,8 @@ class Pipeline:
         text = TextTokenizer.load()
         check_tokenizers(model.vocabulary, tokenizers, text)
         grammars = {name: tokenizer.grammar for name, tokenizer in tokenizers.items()}
-        generator = Generator(model.decoder, model.vocabulary, grammars, settings, text)
-        return cls(model.decoder, generator, Formatter(model.vocabulary, text), tokenizers, model.step)
+        engine = Engine(model.decoder, model.vocabulary, grammars, settings, text)
+        return cls(model.decoder, engine, Formatter(model.vocabulary, text), tokenizers, model.step)
 
     @classmethod
     def load(cls, config: ml_collections.ConfigDict, settings: Settings | None = None) -> Pipeline:

@@ -33,8 +33,9 @@ def make(
 ) -> int:
     """Writes a run's newest whole checkpoint to `to`: its parameters, stored in `dtype`, config and vocabulary.
 
-    `ema` takes the average of the weights, `settings` gives the config's sections of generation and evaluation. What is
-    computed in stays as the run has it. Returns the step. UserError if there is no such checkpoint, or one in `to` already.
+    `ema` takes the average of the weights, `settings` gives the config's data and its sections of generation and
+    evaluation: what it is measured on, where a run went on from another with other examples. What is computed in
+    stays as the run has it. Returns the step. UserError if there is no such checkpoint, or one in `to` already.
     """
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"{to} is not empty; remove the old checkpoint first.")
@@ -44,7 +45,8 @@ def make(
     config.workdir = shipped.WORKDIR
     config.model.param_dtype = dtype
     if settings is not None:
-        config.generate, config.evaluate = settings.generate, settings.evaluate
+        for section in ("seed", "data", "tokenize", "generate", "evaluate"):
+            config[section] = settings[section]
     params = nnx.to_pure_dict(nnx.state(model.decoder, nnx.Param))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     with contextlib.closing(Checkpoints(to)) as ours:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="a run's folder")
     parser.add_argument("--ema", action="store_true", help="the average of the weights, not the last ones")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="that the parameters are stored in")
-    parser.add_argument("--config", metavar="FILE", help="whose settings of generation and evaluation it gets")
+    parser.add_argument("--config", metavar="FILE", help="whose data and settings of generation and evaluation it gets")
     parser.add_argument("--to", metavar="DIR", type=pathlib.Path, default=shipped.folder(), help="default: %(default)s")
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, or the search for one
