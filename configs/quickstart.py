@@ -136,7 +136,9 @@ def full() -> ml_collections.ConfigDict:
     # Sampling, by the modality that is being written.
     c.generate = g = ml_collections.ConfigDict()
     g.batch_size = 32
-    g.text = ml_collections.ConfigDict({"temperature": 0.0, "top_p": 1.0, "max_tokens": 48})
+    g.text = ml_collections.ConfigDict(
+        {"temperature": 0.0, "top_p": 1.0, "max_tokens": 48, "beams": 1, "length_penalty": 1.0}
+    )
     g.image = ml_collections.ConfigDict({"temperature": 0.5, "top_p": 0.95})
     g.speech = ml_collections.ConfigDict({"temperature": 0.5, "top_p": 0.9})
     g.music = ml_collections.ConfigDict({"temperature": 0.9, "top_p": 0.95})

@@ -161,6 +161,91 @@ def test_free_conversation(anygpt):
         assert pathlib.Path(name).stat().st_size > 0
 
 
+def test_what_an_answer_must_hold_and_settings_of_a_modality(anygpt):
+    arguments = (
+        "--prompt",
+        "x",
+        "--to",
+        "any",
+        "--may",
+        "text,image",
+        "--must",
+        "image",
+        "--n",
+        "4",
+        "--json",
+        "r.json",
+    )
+    assert anygpt(*arguments, "--sampling", "image.temperature=0", "--sampling", "image.guidance=2")[0] == 0
+    report = json.loads(pathlib.Path("r.json").read_text())
+    assert report["plan"] == {"may": ["text", "image"], "must": ["image"]}
+    assert report["sampling"]["image"]["guidance"] == 2
+    for answer in report["answers"]:
+        modalities = {segment["modality"] for segment in answer["segments"]}
+        assert "image" in modalities and modalities <= {"text", "image"}
+
+
+def test_the_likeliest_of_several(anygpt):
+    def ids(*arguments):
+        assert anygpt("--prompt", "a", "--to", "speech", "--json", "r.json", *arguments)[0] == 0
+        return [answer["ids"] for answer in json.loads(pathlib.Path("r.json").read_text())["answers"]]
+
+    several, (best,) = ids("--n", "8"), ids("--best-of", "8")
+    assert best in several
+    assert len({tuple(one) for one in several}) > 1
+
+
+def test_many_requests(anygpt, trained):
+    lines = [
+        {"key": "draw", "prompt": "a red fox", "to": "image", "seed": 5},
+        {"key": "say/it", "prompt": "hello", "to": "speech", "seed": 6},
+        {"key": "see", "image": "in.png", "to": "text"},
+        {"key": "odd", "prompt": "x", "to": "smell"},
+        {"key": "gone", "image": "missing.png"},
+        {"key": "own", "prompt": "x", "out": "y.png"},
+    ]
+    (trained / "many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = ("--requests", f"{trained}/many.jsonl", "--out", "answers")
+    status, out, err = anygpt(*asked)
+    assert (status, out) == (2, "")
+    assert "3 requests could not be answered; answers/answers.jsonl says why" in err
+
+    def answers():
+        return {a["key"]: a for a in map(json.loads, pathlib.Path("answers/answers.jsonl").read_text().splitlines())}
+
+    first = answers()
+    assert set(first) == {line["key"] for line in lines}
+    assert "Unknown modality" in first["odd"]["error"]
+    assert "missing.png does not exist" in first["gone"]["error"]
+    assert "'out' cannot be said" in first["own"]["error"]
+    # As one by one.
+    assert anygpt("--prompt", "a red fox", "--to", "image", "--seed", "5", "--json", "r.json")[0] == 0
+    alone = json.loads(pathlib.Path("r.json").read_text())["answers"][0]["segments"]
+    (drawn,) = first["draw"]["segments"]
+    assert drawn["codes"] == alone[0]["codes"]
+    pictures = [np.asarray(Image.open(path)) for path in ("image.png", f"answers/{drawn['file']}")]
+    np.testing.assert_array_equal(*pictures)
+    assert soundfile.info("answers/" + first["say/it"]["segments"][0]["file"]).frames > 0
+    assert first["see"]["segments"][0]["modality"] == "text"
+    # A run that was cut off in the middle of a line goes on with the rest.
+    whole = pathlib.Path("answers/answers.jsonl").read_text().splitlines(keepends=True)
+    pathlib.Path("answers/answers.jsonl").write_text("".join(whole[:4]) + whole[4][:9])
+    anygpt(*asked)
+    assert answers() == first
+    assert pathlib.Path("answers/answers.jsonl").read_text().startswith("".join(whole[:4]))
+
+
+def test_lines_that_are_no_requests(anygpt, trained):
+    for text, message in (
+        ("{", "many2.jsonl:1: not JSON"),
+        ('{"key": "a"}\n[]', "many2.jsonl:2: a line must be an object"),
+        ('{"key": "a"}\n{"key": "a"}', 'many2.jsonl:2: the key "a" is there already'),
+    ):
+        (trained / "many2.jsonl").write_text(text)
+        status, _, err = anygpt("--requests", f"{trained}/many2.jsonl", "--out", "answers2")
+        assert status == 2 and message in err
+
+
 def turn(*arguments: str, codes=()) -> list[Segment]:
     import argparse
 
@@ -211,6 +296,18 @@ BAD = [
     (("--prompt", "x", "--temperature", "-2"), "temperature must be 0"),
     (("--prompt", "x", "--via", "text"), "--to text needs no detour"),
     (("--prompt", "word " * 400), "trained on at most 256; shorten it"),
+    (("--prompt", "x", "--sampling", "image"), "must have the form MODALITY.NAME=VALUE"),
+    (("--prompt", "x", "--sampling", "smell.top_p=1"), "the modalities are text, image, speech, music"),
+    (("--prompt", "x", "--sampling", "image.heat=1"), "there are temperature, top_p, top_k, min_p"),
+    (("--prompt", "x", "--sampling", "image.top_k=1.5"), "'1.5' is not a number that top_k can be"),
+    (("--prompt", "x", "--sampling", "image.top_p=7"), "top_p must be more than 0"),
+    (("--prompt", "x", "--beams", "0"), "--beams must be at least 1"),
+    (("--prompt", "x", "--best-of", "0"), "--best-of must be at least 1"),
+    (("--prompt", "x", "--may", "image"), "--may and --must are for --to any"),
+    (("--prompt", "x", "--to", "any", "--must", "smell"), "not 'smell'"),
+    (("--prompt", "x", "--to", "any", "--may", "text", "--must", "image"), "--must image, which --may leaves out"),
+    (("--requests", "RUN/song.txt"), "--requests needs a folder"),
+    (("--requests", "missing", "--out", "answers"), "--requests missing does not exist"),
     (("--prompt", "x", "--workdir", "empty"), "No checkpoints at empty/checkpoints; run `anygpt train` first"),
 ]
 

@@ -22,6 +22,7 @@ from anygpt_jax.evaluation.perplexity import text_perplexity
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.statistics import MetricFn, bootstrap_interval, chance_scores, example_scores
 from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.request import Request
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks import metrics
 from anygpt_jax.tasks.metrics.image import reading_scenes_of
@@ -164,7 +165,7 @@ class Evaluation:
     def _answer(self, pipeline: Pipeline, asked: Asked, plan: tuple[str, ...]) -> dict[str, list[Any]]:
         """What the model answers, by modality of the plan."""
         seeds = [stable_order(key, f"{self.config.seed}/{'/'.join(plan)}") for key in asked.keys]
-        answers = pipeline.engine.generate(asked.prompts, plan, seeds)
+        answers = pipeline.answers([Request(p, plan, s) for p, s in zip(asked.prompts, seeds, strict=True)])
         return {modality: pipeline.media(modality, answers) for modality in plan}
 
     def _chance(self, name: str, source: str, target: str, asked: Asked) -> dict[str, float]:

@@ -261,7 +261,7 @@ def _free(builder: _Builder, plan: Free) -> Automaton:
     """Nodes for every set of what must still come: the text, or gate, between media, and each medium."""
     vocabulary = builder.vocabulary
     # Without a tokenizer a modality cannot be decoded: the model is free to write what is left.
-    media = [m for m in plan.may if m in builder.grammars or m in plan.must and m != TEXT]
+    media = [m for m in plan.may if m in builder.grammars or (m in plan.must and m != TEXT)]
     speaks, owed_media = TEXT in plan.may, frozenset(plan.must) - {TEXT}
     if not speaks and not media:
         raise UserError("There is no tokenizer for any modality that the answer may hold.")

@@ -91,11 +91,8 @@ def _search(
     for p, row in enumerate(rows):
         tokens = np.full(length, engine.vocabulary.pad, np.int32)
         tokens[: len(row)] = row
-        own = np.int32(p * beams)
-        fields = slots.Row(
-            np.int32(len(row) - 1), np.int32(machine.start), np.int32(0), np.int32(budget), np.uint32(0), own, own,
-            np.bool_(False), np.float32(0),
-        )  # fmt: skip
+        fields = slots.row(len(row) - 1, machine.start, budget, 0, p * beams, p * beams)
+        own = jnp.int32(p * beams)
         state = slots.admit(state, own, own, tokens, fields, table)
         for start in range(0, len(row) - 1, chunk):
             state = slots.prefill(
@@ -108,16 +105,16 @@ def _search(
         engine.graph, engine.weights, engine.plans.tables, state, jnp.float32(penalty), beams=beams, count=len(rows),
         eos=eos,
     )  # fmt: skip
-    tokens, written = (np.asarray(x) for x in found)
+    tokens, written = np.asarray(found[0]), np.asarray(found[1])
     opening = [] if machine.opening is None else [machine.opening]
     answers = []
-    for row, ids, n in zip(rows, tokens, written, strict=False):
-        whole = np.array([*opening, *ids[len(row) : len(row) + n]], np.int32)
+    for p, row in enumerate(rows):
+        whole = np.array([*opening, *tokens[p, len(row) : len(row) + written[p]]], np.int32)
         answers.append(Answer(split_answer(whole, engine.vocabulary, engine.text), whole, 0))
     return answers
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "beams", "count", "eos"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("graph", "beams", "count", "eos"))
 def _run(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -131,7 +128,7 @@ def _run(
 ) -> tuple[Int32[Array, "P S"], Int32[Array, " P"]]:
     """The tokens of the best beam of every prompt, prompt included, and how many were written."""
     decoder: Decoder = nnx.merge(graph, weights)
-    B, S = state.tokens.shape
+    B = state.tokens.shape[0]
     P, W = B // beams, beams
     prompts = jnp.arange(P)
 

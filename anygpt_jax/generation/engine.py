@@ -56,7 +56,8 @@ class Job:
     rows: list[np.ndarray]
     budget: int
     scored: bool
-    slots: list[int] = dataclasses.field(default_factory=list)
+    slots: list[int] = dataclasses.field(default_factory=list)  # of the rows; none while it waits
+    writing: bool = False  # after its prompts were read
     written: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -65,10 +66,9 @@ class _Slot:
     """What the host knows of a slot. The keys of `ids[:read]` are there, whether or not it is in use."""
 
     ids: np.ndarray
-    job: Job | None = None
     read: int = 0
-    writing: bool = False
-    used: int = 0  # when it was last taken
+    in_use: bool = False
+    used: int = 0  # by which job last
 
 
 class Engine:
@@ -99,6 +99,12 @@ class Engine:
         self._waiting: collections.deque[Job] = collections.deque()
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count(1)
+
+    @property
+    def _reserved(self) -> slots.State:
+        if self._state is None:
+            raise ValueError("nothing is reserved yet")
+        return self._state
 
     @property
     def waiting(self) -> int:
@@ -152,8 +158,7 @@ class Engine:
         if job is None:
             return
         if job.slots:
-            for i in job.slots:
-                self._state = slots.set_node(self._state, jnp.int32(i), jnp.int32(DONE))
+            self._set_node(job, DONE)
             self._release(job)
         else:
             self._waiting.remove(job)
@@ -167,24 +172,26 @@ class Engine:
     def step(self) -> list[Written]:
         """Lets requests in, reads a chunk of every new prompt, and writes up to a stride of tokens of every answer."""
         self._let_in()
-        for i, slot in enumerate(self._slots):
-            if slot.job is not None and not slot.writing:
-                self._read(i, slot)
-        active = [i for i, slot in enumerate(self._slots) if slot.writing]
-        if not active:
+        running = [job for job in self._jobs.values() if job.slots]
+        for job in running:
+            if not job.writing:
+                self._read(job)
+        writing = [job for job in running if job.writing]
+        if not writing:
             return []
         stride = self.settings.stride
-        furthest = max(len(self._slots[i].ids) + len(self._slots[i].job.written) for i in active) + stride
+        furthest = max(len(row) + len(job.written) for job in writing for row in job.rows) + stride
         self._state, written = slots.decode(
             self.graph,
             self.weights,
             self.plans.tables,
-            self._state,
+            self._reserved,
             jnp.bool_(bool(self._waiting)),
             stride=stride,
             length=self._attended(furthest),
         )
-        return self._collect(np.asarray(written))
+        rows = np.asarray(written)
+        return [self._collect(job, rows[job.slots[0]]) for job in writing]
 
     def generate(
         self,
@@ -203,21 +210,20 @@ class Engine:
 
     def answer(self, requests: Sequence[Request], *, description: str | None = None) -> list[Answer]:
         """One answer a request, in their order. Not for an engine whose steps something else takes."""
-        return [written.answer for written in self._finish([self.submit(r) for r in requests], description)]
+        return [answer for answer, _ in self._finish([self.submit(r) for r in requests], description)]
 
     def answer_scored(self, requests: Sequence[Request]) -> list[tuple[Answer, float]]:
         """The same with the log probability of each answer among those that its plan allows."""
-        finished = self._finish([self.submit(r, scored=True) for r in requests], None)
-        return [(written.answer, written.score) for written in finished]
+        return self._finish([self.submit(r, scored=True) for r in requests], None)
 
-    def _finish(self, numbers: Sequence[int], description: str | None) -> list[Written]:
+    def _finish(self, numbers: Sequence[int], description: str | None) -> list[tuple[Answer, float]]:
         # The longest prompts first, so that the end, when slots are left over, is short.
         self._waiting = collections.deque(sorted(self._waiting, key=lambda job: -len(job.rows[0])))
-        finished: dict[int, Written] = {}
+        finished: dict[int, tuple[Answer, float]] = {}
         try:
             with tqdm(total=len(numbers), desc=description, unit="answer", disable=description is None) as bar:
                 while len(finished) < len(numbers):
-                    complete = {w.job: w for w in self.step() if w.answer is not None}
+                    complete = {w.job: (w.answer, w.score or 0.0) for w in self.step() if w.answer is not None}
                     finished.update(complete)
                     bar.update(len(complete))
         finally:
@@ -239,7 +245,8 @@ class Engine:
 
     def attended_lengths(self) -> list[int]:
         """The lengths that a program is compiled for, of the reserved ones."""
-        longest, length, found = self._state.tokens.shape[1], 1, []
+        found: list[int] = []
+        longest, length = self._reserved.tokens.shape[1], 1
         while not found or found[-1] < longest:
             found.append(min(self.rounded(length), longest))
             length = found[-1] + 1
@@ -253,7 +260,7 @@ class Engine:
         return doubled
 
     def _attended(self, furthest: int) -> int:
-        return min(self.rounded(furthest), self._state.tokens.shape[1])
+        return min(self.rounded(furthest), self._reserved.tokens.shape[1])
 
     def opened(self, prompt: np.ndarray, machine: Automaton) -> np.ndarray:
         """The prompt int32[N], with the begin marker of an answer that starts with codes."""
@@ -275,7 +282,7 @@ class Engine:
         self.reserve(sum(len(job.rows) for job in self._jobs.values()), longest)
         while self._waiting:
             job = self._waiting[0]
-            free = [i for i, slot in enumerate(self._slots) if slot.job is None]
+            free = [i for i, slot in enumerate(self._slots) if not slot.in_use]
             if len(free) < len(job.rows):
                 return
             self._waiting.popleft()
@@ -290,70 +297,60 @@ class Engine:
         # A slot in use is copied from; of the free ones the one goes that was used longest ago.
         target = source if source in free and shared[source] else min(free, key=lambda i: self._slots[i].used)
         slot = self._slots[target]
-        slot.ids, slot.read, slot.job, slot.used = ids, shared[source], job, job.number
+        slot.ids, slot.read, slot.in_use, slot.used = ids, shared[source], True, job.number
         job.slots.append(target)
-        tokens = np.full(self._state.tokens.shape[1], self.vocabulary.pad, np.int32)
+        tokens = np.full(self._reserved.tokens.shape[1], self.vocabulary.pad, np.int32)
         tokens[: len(ids)] = ids
         leader = job.slots[0]
-        row = slots.Row(
-            position=np.int32(len(ids) - 1),
-            node=np.int32(DONE),
-            run=np.int32(0),
-            left=np.int32(job.budget),
-            seed=np.uint32(job.request.seed),
-            leader=np.int32(leader),
-            without=np.int32(target),
-            scored=np.bool_(job.scored),
-            score=np.float32(0),
-        )
+        row = slots.row(len(ids) - 1, DONE, job.budget, job.request.seed, leader, target, job.scored)
         sampling = SamplingTable.build(self.sampling_of(job.request))
         source = source if shared[source] else target
-        self._state = slots.admit(self._state, jnp.int32(target), jnp.int32(source), tokens, row, sampling)
+        self._state = slots.admit(self._reserved, jnp.int32(target), jnp.int32(source), tokens, row, sampling)
         if target != leader:
-            guided = self._state.row.without.at[leader].set(target)
-            self._state = self._state._replace(row=self._state.row._replace(without=guided))
+            self._state = slots.set_without(self._state, jnp.int32(leader), jnp.int32(target))
 
-    def _read(self, i: int, slot: _Slot) -> None:
-        """One more chunk of a prompt; after the last one of all its job's prompts the answer begins."""
-        chunk, needed = self.settings.prefill_chunk, len(slot.ids) - 1  # the last token is fed to the first step
-        if slot.read < needed:
-            self._state = slots.prefill(
-                self.graph,
-                self.weights,
-                self._state,
-                jnp.int32(i),
-                jnp.int32(slot.read),
-                chunk=chunk,
-                length=self._attended(slot.read + chunk),
-            )
-            slot.read = min(slot.read + chunk, needed)
-        mates = [self._slots[j] for j in slot.job.slots]
-        if all(mate.read >= len(mate.ids) - 1 for mate in mates):
-            for j, mate in zip(slot.job.slots, mates, strict=True):
-                mate.writing = True
-                self._state = slots.set_node(self._state, jnp.int32(j), jnp.int32(slot.job.machine.start))
+    def _read(self, job: Job) -> None:
+        """One more chunk of each of its prompts; after the last one the answer begins."""
+        chunk = self.settings.prefill_chunk
+        job.writing = True
+        for i in job.slots:
+            slot = self._slots[i]
+            needed = len(slot.ids) - 1  # the last token is fed to the first step
+            if slot.read < needed:
+                self._state = slots.prefill(
+                    self.graph,
+                    self.weights,
+                    self._reserved,
+                    jnp.int32(i),
+                    jnp.int32(slot.read),
+                    chunk=chunk,
+                    length=self._attended(slot.read + chunk),
+                )
+                slot.read = min(slot.read + chunk, needed)
+            job.writing &= slot.read == needed
+        if job.writing:
+            self._set_node(job, job.machine.start)
 
-    def _collect(self, written: Int32[np.ndarray, "B stride"]) -> list[Written]:
-        found = []
-        eos = self.vocabulary.marker("<eos>")
-        for job in {slot.job.number: slot.job for slot in self._slots if slot.writing}.values():
-            ids = written[job.slots[0]]
-            ids = ids[ids >= 0]
-            job.written += ids.tolist()
-            answer = score = None
-            if job.written and job.written[-1] == eos:
-                opening = [] if job.machine.opening is None else [job.machine.opening]
-                whole = np.array([*opening, *job.written], np.int32)
-                answer = Answer(split_answer(whole, self.vocabulary, self.text), whole, job.request.seed)
-                score = float(self._state.row.score[job.slots[0]]) if job.scored else None
-                del self._jobs[job.number]
-                self._release(job)
-            found.append(Written(job.number, ids, answer, score))
-        return found
+    def _collect(self, job: Job, ids: Int32[np.ndarray, " stride"]) -> Written:
+        ids = ids[ids >= 0]
+        job.written += ids.tolist()
+        if not job.written or job.written[-1] != self.vocabulary.marker("<eos>"):
+            return Written(job.number, ids, None)
+        opening = [] if job.machine.opening is None else [job.machine.opening]
+        whole = np.array([*opening, *job.written], np.int32)
+        answer = Answer(split_answer(whole, self.vocabulary, self.text), whole, job.request.seed)
+        score = float(self._reserved.row.score[job.slots[0]]) if job.scored else None
+        del self._jobs[job.number]
+        self._release(job)
+        return Written(job.number, ids, answer, score)
+
+    def _set_node(self, job: Job, node: int) -> None:
+        for i in job.slots:
+            self._state = slots.set_node(self._reserved, jnp.int32(i), jnp.int32(node))
 
     def _release(self, job: Job) -> None:
         for i in job.slots:
-            self._slots[i].job, self._slots[i].writing = None, False
+            self._slots[i].in_use = False
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

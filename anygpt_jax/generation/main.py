@@ -17,12 +17,11 @@ import numpy as np
 
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import media
+from anygpt_jax.generation import bulk, media, options
 from anygpt_jax.generation.answer import Answer
-from anygpt_jax.generation.automaton import ANY
+from anygpt_jax.generation.automaton import ANY, Free, Plan
 from anygpt_jax.generation.pipeline import Pipeline
-from anygpt_jax.generation.request import Settings
-from anygpt_jax.generation.sampling import Sampling
+from anygpt_jax.generation.request import Request, Settings
 from anygpt_jax.generation.voice import decode
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks.instructions import pair_segments
@@ -53,24 +52,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chain = answer.add_mutually_exclusive_group()
     chain.add_argument("--via", choices=[TEXT], help="write text first, then the target; default between two media")
     chain.add_argument("--direct", action="store_true", help="write the target at once, also between two media")
+    answer.add_argument("--may", metavar="MODALITIES", help="with --to any: what it may hold, as in text,image")
+    answer.add_argument("--must", metavar="MODALITIES", help="with --to any: what it must hold")
     answer.add_argument("--n", type=int, default=1, help="how many answers, with consecutive seeds (default 1)")
     answer.add_argument("--seed", type=int, help="the same seed gives the same answer (default: the config's)")
-    answer.add_argument("--temperature", type=float, help="of every modality; 0 is greedy (default: the config's)")
+    answer.add_argument("--best-of", type=int, default=1, metavar="N", help="of so many draws the likeliest a token")
     answer.add_argument(
         "--out", metavar="FILE", help="where to save it (default: MODALITY.png or .wav; text is printed)"
     )
     answer.add_argument("--voice", metavar="FILE", help="a recording in whose voice the answer is spoken")
     answer.add_argument("--json", metavar="FILE", help="write what was generated: segments, ids, seeds, seconds")
+    options.add_arguments(parser)
+    many = parser.add_argument_group("many requests")
+    many.add_argument(
+        "--requests", metavar="FILE",
+        help="one JSON object a line, with a key and these options' names; answers go to the folder --out, and a second "
+        "run goes on with what is not answered",
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Command:
     """A checked command line."""
 
     prompt: str | None
     files: tuple[tuple[str, pathlib.Path], ...]  # (modality, path)
     raw: bool
-    plan: tuple[str, ...] | str
+    plan: Plan
     seeds: tuple[int, ...]
     out: pathlib.Path | None
     json: pathlib.Path | None
@@ -79,10 +87,12 @@ class Request:
     @property
     def target(self) -> str:
         """The modality that is asked for; ANY in free conversation."""
+        if isinstance(self.plan, Free):
+            return ANY
         return self.plan if isinstance(self.plan, str) else self.plan[-1]
 
 
-def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Request:
+def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Command:
     """Everything that can be refused before the model is loaded is refused here, by UserError."""
     known = (TEXT, *config.modalities)
     if args.to not in (*known, ANY):
@@ -98,18 +108,18 @@ def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Reques
     seed = config.seed if args.seed is None else args.seed
     if not 0 <= seed <= 2**32 - args.n:
         raise UserError(f"--seed must lie between 0 and {2**32 - args.n}, not {seed}.")
-    if args.temperature is not None:
-        Sampling(temperature=args.temperature)  # refuses a bad one
+    if args.best_of < 1:
+        raise UserError(f"--best-of must be at least 1, not {args.best_of}.")
     out = None
     if args.out is not None:
         if args.to == ANY:
             raise UserError(f"--out needs one modality to save; name it with --to instead of {ANY}.")
         out = media.check_output(args.out, "--out", args.to)
-    return Request(
+    return Command(
         prompt=(args.prompt if args.raw_prompt else prompt) or None,
         files=files,
         raw=args.raw_prompt,
-        plan=_plan(args, files),
+        plan=_free(args, known) if args.may or args.must else _plan(args, files),
         seeds=tuple(range(seed, seed + args.n)),
         out=out,
         json=media.check_output(args.json, "--json") if args.json is not None else None,
@@ -131,6 +141,21 @@ def _files(args: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, p
     return tuple((modality, media.check_input(path, flag)) for modality, path, flag in named)
 
 
+def _free(args: argparse.Namespace, known: Sequence[str]) -> Free:
+    if args.to != ANY:
+        raise UserError(f"--may and --must are for --to {ANY}, not for --to {args.to}.")
+    may, must = (tuple(text.split(",")) if text else () for text in (args.may, args.must))
+    for modality in (*may, *must):
+        if modality not in known:
+            raise UserError(
+                f"--may and --must name modalities, {', '.join(known)}, separated by commas; not '{modality}'."
+            )
+    forbidden = [modality for modality in must if may and modality not in may]
+    if forbidden:
+        raise UserError(f"--must {forbidden[0]}, which --may leaves out; add it.")
+    return Free(may or tuple(known), must)
+
+
 def _plan(args: argparse.Namespace, files: Sequence[tuple[str, pathlib.Path]]) -> tuple[str, ...] | str:
     if args.to in (TEXT, ANY):
         if args.via:
@@ -142,73 +167,93 @@ def _plan(args: argparse.Namespace, files: Sequence[tuple[str, pathlib.Path]]) -
 
 
 def human_turn(
-    request: Request, codes: Sequence[np.ndarray], tokenizers: Mapping[str, ModalityTokenizer] | None = None
+    command: Command, codes: Sequence[np.ndarray], tokenizers: Mapping[str, ModalityTokenizer] | None = None
 ) -> list[Segment]:
     """What the model reads: the tasks' own instruction, unless the person gave one, then the media in order.
 
     A prompt alone is the source of `text to TARGET`. A prompt beside files is itself the instruction.
     """
-    given = [Segment(modality, c, "human") for (modality, _), c in zip(request.files, codes, strict=True)]
-    asked = [Segment(TEXT, request.prompt, "human")] if request.prompt else []
-    target = TEXT if request.plan == ANY else request.target
-    if request.raw or (asked and (given or target == TEXT)):
+    given = [Segment(modality, c, "human") for (modality, _), c in zip(command.files, codes, strict=True)]
+    asked = [Segment(TEXT, command.prompt, "human")] if command.prompt else []
+    target = TEXT if command.target == ANY else command.target
+    if command.raw or (asked and (given or target == TEXT)):
         return [*asked, *given]
-    if request.prompt:
-        return pair_segments(TEXT, target, request.prompt, tokenizers=tokenizers)
+    if command.prompt:
+        return pair_segments(TEXT, target, command.prompt, tokenizers=tokenizers)
     try:
         return [*pair_segments(given[0].modality, target, codes[0], tokenizers=tokenizers), *given[1:]]
     except UserError as e:
         raise UserError(f"{e} Say what to do with --prompt.") from e
 
 
-def settings_of(config: ml_collections.ConfigDict, temperature: float | None) -> Settings:
-    """The config's sampling settings, with one temperature for all if it is given."""
-    settings = Settings.from_config(config.generate)
-    if temperature is None:
-        return settings
-    sampling = {
-        modality: dataclasses.replace(settings.sampling.get(modality, Sampling()), temperature=temperature)
-        for modality in (TEXT, *config.modalities)
-    }
-    return dataclasses.replace(settings, sampling=sampling)
-
-
-def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
-    request = parse(config, args)
-    started = time.perf_counter()
-    pipeline = Pipeline.load(config, settings_of(config, args.temperature))
-    loaded = time.perf_counter()
+def requests_of(
+    config: ml_collections.ConfigDict, pipeline: Pipeline, command: Command, best_of: int = 1
+) -> list[Request]:
+    """A request for every answer, and every draw of it. UserError if the prompt does not fit."""
     codes = [
         pipeline.tokenizers[modality].encode([media.read_media(path, pipeline.tokenizers[modality])])[0]
-        for modality, path in request.files
+        for modality, path in command.files
     ]
-    prompt = pipeline.prompt(human_turn(request, codes, pipeline.tokenizers))
+    prompt = pipeline.prompt(human_turn(command, codes, pipeline.tokenizers))
     if len(prompt) > config.train.seq_len:
         limit = config.train.seq_len
         raise UserError(
             f"The prompt has {len(prompt)} tokens and the model was trained on at most {limit}; shorten it."
         )
+    without = pipeline.prompt([Segment(TEXT, "", "human")])
+    seeds = [(seed + i * len(command.seeds)) % 2**32 for seed in command.seeds for i in range(best_of)]
+    return [Request(prompt, command.plan, seed, without=without) for seed in seeds]
+
+
+def answer(pipeline: Pipeline, requests: Sequence[Request], best_of: int = 1) -> list[Answer]:
+    """The likeliest a token of every `best_of` draws in a row; without draws to choose from, as the settings say."""
+    if best_of == 1:
+        return pipeline.answers(requests, description="generate" if sys.stderr.isatty() else None)
+    drawn = pipeline.engine.answer_scored(requests)
+    groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
+    return [max(group, key=lambda one: one[1] / len(one[0].ids))[0] for group in groups]
+
+
+def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    settings = options.settings(config, args)
+    if args.requests:
+        return run_many(config, args, settings)
+    command = parse(config, args)
+    started = time.perf_counter()
+    pipeline = Pipeline.load(config, settings)
+    loaded = time.perf_counter()
+    requests = requests_of(config, pipeline, command, args.best_of)
     encoded = time.perf_counter()
-    answers = pipeline.engine.generate(
-        [prompt] * len(request.seeds),
-        request.plan,
-        request.seeds,
-        description="generate" if sys.stderr.isatty() else None,
-    )
+    answers = answer(pipeline, requests, args.best_of)
     generated = time.perf_counter()
-    saved = [deliver(pipeline, request, answer, i) for i, answer in enumerate(answers)]
+    saved = [deliver(pipeline, command, one, i) for i, one in enumerate(answers)]
     finished = time.perf_counter()
-    if request.json:
+    if command.json:
         seconds = {
             "load": loaded - started,
             "encode": encoded - loaded,
             "generate": generated - encoded,
             "decode": finished - generated,
         }
-        write_atomically(request.json, _report(pipeline, request, prompt, answers, saved, seconds))
+        write_atomically(command.json, _report(pipeline, command, requests[0].prompt, answers, saved, seconds))
 
 
-def deliver(pipeline: Pipeline, request: Request, answer: Answer, index: int) -> list[dict[str, Any]]:
+def run_many(config: ml_collections.ConfigDict, args: argparse.Namespace, settings: Settings) -> None:
+    """`--requests`: UserError at the end if some could not be answered, which answers.jsonl names."""
+    if args.out is None:
+        raise UserError("--requests needs a folder for the answers; name it with --out.")
+    media.check_input(args.requests, "--requests")
+    pipeline = Pipeline.load(config, settings)
+
+    def ask(one: argparse.Namespace) -> tuple[Request, pathlib.Path | None]:
+        command = parse(config, one)
+        return requests_of(config, pipeline, command)[0], command.voice
+
+    if failed := bulk.run(args, pipeline, ask):
+        raise UserError(f"{failed} requests could not be answered; {args.out}/{bulk.ANSWERS} says why.")
+
+
+def deliver(pipeline: Pipeline, command: Command, answer: Answer, index: int) -> list[dict[str, Any]]:
     """Prints the answer's text, saves its media, and describes each segment for --json."""
     described: list[dict[str, Any]] = []
     taken: dict[str, int] = {}
@@ -216,16 +261,16 @@ def deliver(pipeline: Pipeline, request: Request, answer: Answer, index: int) ->
         if modality == TEXT:
             print(content)
             entry: dict[str, Any] = {"modality": TEXT, "text": content}
-            if request.target == TEXT and request.out:
-                path = media.numbered(request.out, index, len(request.seeds))
+            if command.target == TEXT and command.out:
+                path = media.numbered(command.out, index, len(command.seeds))
                 write_atomically(path, f"{content}\n".encode())
                 entry["file"] = str(path)
         else:
             tokenizer = pipeline.tokenizers[modality]
-            path = media.numbered(request.out or media.default_output(modality, tokenizer), index, len(request.seeds))
+            path = media.numbered(command.out or media.default_output(modality, tokenizer), index, len(command.seeds))
             nth = taken[modality] = taken.get(modality, 0) + 1
             path = path if nth == 1 else path.with_name(f"{path.stem}-{nth}{path.suffix}")
-            media.write_media(path, decode(tokenizer, np.asarray(content), request.voice), tokenizer)
+            media.write_media(path, decode(tokenizer, np.asarray(content), command.voice), tokenizer)
             print(f"{modality} saved to {path}", file=sys.stderr)
             entry = {"modality": modality, "codes": np.asarray(content).tolist(), "file": str(path)}
         described.append(entry)
@@ -234,7 +279,7 @@ def deliver(pipeline: Pipeline, request: Request, answer: Answer, index: int) ->
 
 def _report(
     pipeline: Pipeline,
-    request: Request,
+    command: Command,
     prompt: np.ndarray,
     answers: Sequence[Answer],
     saved: Sequence[list[dict[str, Any]]],
@@ -244,8 +289,8 @@ def _report(
     report = {
         "checkpoint_step": pipeline.step,
         "vocabulary": pipeline.engine.vocabulary.fingerprint,
-        "plan": request.plan,
-        "prompt": {"text": request.prompt, "files": [[m, str(p)] for m, p in request.files], "ids": prompt.tolist()},
+        "plan": dataclasses.asdict(command.plan) if isinstance(command.plan, Free) else command.plan,
+        "prompt": {"text": command.prompt, "files": [[m, str(p)] for m, p in command.files], "ids": prompt.tolist()},
         "sampling": {modality: dataclasses.asdict(s) for modality, s in sampling.items()},
         "answers": [
             {"seed": answer.seed, "segments": segments, "ids": answer.ids.tolist()}

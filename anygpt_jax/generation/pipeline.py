@@ -12,9 +12,11 @@ import numpy as np
 
 from anygpt_jax.cache import Manifest
 from anygpt_jax.errors import UserError
+from anygpt_jax.generation import beam
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.engine import Engine
-from anygpt_jax.generation.request import Settings
+from anygpt_jax.generation.request import Request, Settings
+from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
@@ -56,6 +58,22 @@ class Pipeline:
     def prompt(self, segments: Sequence[Segment]) -> np.ndarray:
         """int32[N]: the human's turn of these segments (media already as codes) and the opening of the answer."""
         return self.formatter.prompt(segments)
+
+    def answers(self, requests: Sequence[Request], *, description: str | None = None) -> list[Answer]:
+        """One answer a request, in their order: by beams where all are for text alone and it is greedy, or drawn."""
+        settings = self.engine.settings
+        text_alone = all(request.plan in (TEXT, (TEXT,)) for request in requests)
+        greedy = settings.sampling.get(TEXT, Sampling()).temperature == 0
+        if not (text_alone and greedy and settings.beams > 1):
+            return self.engine.answer(requests, description=description)
+        found = beam.search(
+            self.engine,
+            [request.prompt for request in requests],
+            (TEXT,),
+            beams=settings.beams,
+            length_penalty=settings.length_penalty,
+        )
+        return [dataclasses.replace(one, seed=request.seed) for one, request in zip(found, requests, strict=True)]
 
     def media(self, modality: str, answers: Sequence[Answer]) -> list[Any]:
         """The first medium of one modality in every answer: str, or what its tokenizer decodes; None if absent."""

@@ -41,13 +41,22 @@ class Settings:
     prefill_chunk: int = 64  # tokens of a prompt that are read at a time
     stride: int = 16  # tokens that every answer grows by before they are looked at
     context: int | None = None  # tokens of prompt and answer at most; None: as many as are asked for
+    beams: int = 1  # of the search for an answer of greedy text alone (beam.py)
+    length_penalty: float = 1.0  # of that search
 
     @classmethod
     def from_config(cls, generate: ml_collections.ConfigDict) -> Settings:
-        """`config.generate`: `batch_size`, and a section a modality."""
+        """`config.generate`: `batch_size`, and a section a modality; the text's has `max_tokens`, and may have `beams`."""
         sampling = {
             modality: Sampling.from_section(section)
             for modality, section in generate.items()
             if isinstance(section, ml_collections.ConfigDict)
         }
-        return cls(sampling, int(generate.text.max_tokens), int(generate.batch_size))
+        text = generate.text
+        return cls(
+            sampling,
+            int(text.max_tokens),
+            int(generate.batch_size),
+            beams=int(text.get("beams", 1)),
+            length_penalty=float(text.get("length_penalty", 1.0)),
+        )

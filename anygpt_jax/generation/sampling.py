@@ -63,7 +63,8 @@ class SamplingTable(NamedTuple):
     def build(cls, rows: Sequence[Sampling]) -> SamplingTable:
         """One entry a setting, in order, as NumPy arrays [n]."""
         kinds = {name: np.int32 if name == "top_k" else np.float32 for name in cls._fields}
-        return cls(*(np.asarray([getattr(row, name) for row in rows], kind) for name, kind in kinds.items()))
+        columns = (np.asarray([getattr(row, name) for row in rows], kind) for name, kind in kinds.items())
+        return cls(*columns)  # type: ignore[arg-type]
 
     def at(self, modality: Int32[Array, " B"]) -> SamplingTable:
         """What holds for each sequence [B], of tables [B, M], while it writes this modality."""

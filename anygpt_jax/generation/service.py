@@ -67,7 +67,7 @@ class Ticket:
                 return
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
             try:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
@@ -34,6 +35,13 @@ class Row(NamedTuple):
     without: Int32[Array, " B"]  # the slot whose logits guide this one's; its own otherwise
     scored: Bool[Array, " B"]  # whether `score` is kept
     score: Float[Array, " B"]  # log probability of what was written, among what the plan allowed
+
+
+def row(position: int, node: int, left: int, seed: int, leader: int, without: int, scored: bool = False) -> Row:
+    """One slot's fields, at the beginning of an answer."""
+    values = (position, node, 0, left, seed, leader, without, scored, 0.0)
+    kinds = (np.int32, np.int32, np.int32, np.int32, np.uint32, np.int32, np.int32, np.bool_, np.float32)
+    return Row(*(np.asarray(value, kind) for value, kind in zip(values, kinds, strict=True)))  # type: ignore[arg-type]
 
 
 class State(NamedTuple):
@@ -78,6 +86,12 @@ def admit(
 def set_node(state: State, slot: Array, node: Array) -> State:
     """Starts a slot at a node, or stops it: DONE."""
     return state._replace(row=state.row._replace(node=state.row.node.at[slot].set(node)))
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def set_without(state: State, slot: Array, without: Array) -> State:
+    """Names the slot whose logits guide this one's."""
+    return state._replace(row=state.row._replace(without=state.row.without.at[slot].set(without)))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk", "length"), donate_argnames=("state",))

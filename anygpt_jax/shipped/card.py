@@ -1,6 +1,7 @@
 """`python -m anygpt_jax.shipped.card RUN`: the scores that a run measured, into the model card.
 
-RUN/report/metrics.json is kept as metrics.json beside the card, and the card's tables are made of it and of nothing else.
+RUN/report/metrics.json is kept as metrics.json beside the card, with the scores of the model of text alone in it, and
+the card's tables are made of it and of nothing else.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ def _number(value: float | None) -> str:
 
 def _scored(score: float, interval: Sequence[float]) -> str:
     return f"{score:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _perplexity(entry: Entry | None) -> str:
+    return "–" if entry is None else f"{entry['perplexity_per_word']:.3f}"
 
 
 def _details(result: Mapping[str, float]) -> str:
@@ -87,8 +92,14 @@ def tables(measured: Mapping[str, Any]) -> str:
             f"turns in {_scored(several['exact'], several['interval'])} of {several['n']}."
         )
     if text := measured.get("text"):
-        rows = [[t, f"{e['perplexity_per_word']:.3f}", str(e["words"]), str(e["n"])] for t, e in text.items()]
-        parts += ["Text alone:", _table(["task", "perplexity a word", "words", "n"], rows)]
+        alone = measured.get("text_only", {})
+        rows = [[t, _perplexity(e), _perplexity(alone.get(t)), str(e["words"]), str(e["n"])] for t, e in text.items()]
+        header = ["task", "perplexity a word", "of a model of text alone", "words", "n"]
+        parts += [
+            "Text alone, beside a model of the same size that learned from the texts of the first three alone "
+            "(`configs/tiny.py:text`):",
+            _table(header, rows),
+        ]
     return "\n\n".join(parts)
 
 
@@ -97,10 +108,18 @@ def insert(card: str, found: str) -> str:
     return re.sub(r"(<!-- scores -->\n).*?(<!-- /scores -->)", lambda m: f"{m[1]}\n{found}\n\n{m[2]}", card, flags=re.S)
 
 
+def _metrics(run: pathlib.Path) -> dict[str, Any]:
+    return json.loads((run / "report" / "metrics.json").read_text(encoding="utf-8"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m anygpt_jax.shipped.card", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="the folder of a run that was evaluated")
-    metrics = json.loads((parser.parse_args().run / "report" / "metrics.json").read_text(encoding="utf-8"))
+    parser.add_argument("--text", metavar="RUN", type=pathlib.Path, help="that of the model of text alone")
+    args = parser.parse_args()
+    metrics = _metrics(args.run)
+    if args.text:
+        metrics["shipped"]["text_only"] = _metrics(args.text)["quickstart"]["text"]
     write_atomically(shipped.METRICS, json.dumps(metrics, indent=1).encode() + b"\n")
     write_atomically(CARD, insert(CARD.read_text(encoding="utf-8"), tables(metrics["shipped"])).encode())
 
