@@ -37,8 +37,8 @@ def get_config(stage: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     # A word is one token and a tune a hundred, of which no one can know all beforehand.
     c.train.loss_weights.update(text=2.0, music=0.7)
-    # The best of two or three on the validation splits. The paper's captions and transcripts too are by 5 beams.
-    c.generate.text.update(beams=5, length_penalty=0.0)
+    # The best of two or three on the validation splits. The paper's captions and transcripts too are by beams.
+    c.generate.text.update(beams=8, length_penalty=0.0, round_trip=0.3)
     c.generate.image.update(temperature=0.0, top_p=1.0)
     c.generate.speech.update(temperature=0.0, top_p=1.0)
     c.generate.music.update(temperature=0.5, top_p=0.9)

@@ -15,8 +15,8 @@ from anygpt_jax.embedded import scenes
 from anygpt_jax.evaluation import dialogues, runner
 from anygpt_jax.evaluation.dialogues import LastTurn, modalities
 from anygpt_jax.generation import answer
-from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.modalities import image
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.config import ModelConfig

@@ -17,8 +17,8 @@ from anygpt_jax.cache import Manifest, write_shard
 from anygpt_jax.embedded import scenes, sentences
 from anygpt_jax.evaluation import legs, main, pairs, runner
 from anygpt_jax.evaluation.examples import load_prompts, read_examples, stable_order
-from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.request import Settings
 from anygpt_jax.modalities import image
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.config import ModelConfig

@@ -33,6 +33,14 @@ def prompts(count: int, vocab=VOCAB) -> list[np.ndarray]:
     return [rng.integers(3, vocab.size, rng.integers(1, 20)).astype(np.int32) for _ in range(count)]
 
 
+def best(*args, **options):
+    found = beam.search(*args, **options)
+    for answers in found:
+        scores = [score for _, score in answers]
+        assert scores == sorted(scores, reverse=True) and len({a.ids.tobytes() for a, _ in answers}) == len(answers)
+    return [answers[0][0] for answers in found]
+
+
 class Plain:
     """Log probabilities of the next token among the allowed ones, without a cache, one sequence at a time."""
 
@@ -75,7 +83,7 @@ class Plain:
 @pytest.mark.parametrize("plan", ["text", ("text", "speech")])
 def test_it_finds_what_a_plain_search_finds(plan, penalty):
     e, given = engine(), prompts(5)
-    found = beam.search(e, given, plan, beams=3, length_penalty=penalty)
+    found = best(e, given, plan, beams=3, length_penalty=penalty)
     plain = Plain(e, plan)
     assert penalty > 1 or len({len(answer.ids) for answer in found}) > 1
     for prompt, answer in zip(given, found, strict=True):
@@ -87,7 +95,7 @@ def test_one_beam_is_greedy():
     e = engine(settings=dataclasses.replace(SETTINGS, sampling=cold))
     given = prompts(7)
     for plan in ("music", ("text", "image", "text")):
-        greedy, found = e.generate(given, plan, [0] * 7), beam.search(e, given, plan, beams=1)
+        greedy, found = e.generate(given, plan, [0] * 7), best(e, given, plan, beams=1)
         for a, b in zip(greedy, found, strict=True):
             np.testing.assert_array_equal(a.ids, b.ids)
 
@@ -98,7 +106,7 @@ def test_beams_enough_for_all_find_the_likeliest_answer():
     grammars = {"image": Grammar(cycle=((0, 3),), min_length=1, max_length=3)}
     e = engine(world.decoder(vocab, seed=4, scale=6.0), vocab, grammars)
     plan, given = ("image",), prompts(4, vocab)
-    found = beam.search(e, given, plan, beams=40, length_penalty=0.0)
+    found = best(e, given, plan, beams=40, length_penalty=0.0)
     plain = Plain(e, plan)
     image, eos = vocab.block("image"), vocab.marker("<eos>")
     for prompt, answer in zip(given, found, strict=True):

@@ -11,6 +11,7 @@ from test_generation_main import _modalities, trained  # noqa: F401
 
 from anygpt_jax import cli
 from anygpt_jax.generation.chat import half_blocks, printable
+from anygpt_jax.generation.events import Unfolding
 
 
 @pytest.fixture
@@ -45,6 +46,23 @@ def test_a_saved_dialogue_goes_on_as_it_would_have(chat):
     resumed = chat("two", "three", options=("--load", "kept.json", "--to", "text", "--seed", "4"))
     assert resumed[0] == "[2 segments]"
     assert resumed[1:] == straight[1:]
+
+
+def test_an_interruption_stops_the_answer_and_leaves_the_dialogue(chat, monkeypatch):
+    pieces = []
+
+    def interrupted(self, ids):
+        pieces.append(ids)
+        if len(pieces) == 2:
+            raise KeyboardInterrupt
+        return add(self, ids)
+
+    add = Unfolding.add
+    monkeypatch.setattr(Unfolding, "add", interrupted)
+    stopped = chat("/to text", "one", "one", "two", "/save kept.json", options=("--seed", "2"))
+    assert "[stopped]" in stopped
+    kept = json.loads(pathlib.Path("kept.json").read_text())["segments"]
+    assert [s["role"] for s in kept] == ["human", "assistant"] * 2  # three were said
 
 
 def test_undo_and_again(chat):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation import slots
@@ -15,6 +16,8 @@ from anygpt_jax.generation.automaton import ANY, Free
 from anygpt_jax.generation.engine import Engine
 from anygpt_jax.generation.request import Request, Settings
 from anygpt_jax.generation.sampling import Sampling
+from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.model.sharding import make_mesh, param_shardings
 
 VOCAB = world.vocabulary()
 EOS = VOCAB.marker("<eos>")
@@ -52,10 +55,10 @@ def check(answer, plan) -> None:
     "plan",
     ["image", "speech", "music", "gesture", "text", ("text", "image"), ("music", "text", "speech", "gesture"), ANY],
 )
-def test_a_thousand_answers_of_an_untrained_model_are_decodable(plan):
+def test_ten_thousand_answers_of_an_untrained_model_are_decodable(plan):
     g = generator()
-    answers = g.generate(prompts(1024), plan, range(1024))
-    assert len(answers) == 1024
+    answers = g.generate(prompts(1280), plan, range(1280))  # of each of eight plans
+    assert len(answers) == 1280
     for answer in answers:
         check(answer, plan)
     assert len({a.ids.tobytes() for a in answers}) > 100  # it does sample
@@ -318,6 +321,23 @@ def test_guidance_and_penalty_equal_a_loop_without_cache():
         g.generate(given, "text", range(3))
     with pytest.raises(UserError, match="two slots"):
         generator(dataclasses.replace(greedy(guidance=3.0), batch_size=1)).answer(requests)
+
+
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_cut_over_devices_it_writes_the_same(cache):
+    config = dataclasses.replace(DECODER.config, n_kv_heads=2)
+    model = Decoder(config, rngs=nnx.Rngs(3))
+    model.embedding[...] = model.embedding[...] * 20
+    settings, given = dataclasses.replace(COLD, cache=cache, batch_size=4), prompts(8)
+    alone = Engine(model, VOCAB, world.GRAMMARS, settings, world.Words()).generate(given, ANY, range(8))
+    mesh = make_mesh({"tensor": 2})
+    graph, state = nnx.split(model)
+    cut = nnx.merge(graph, jax.device_put(nnx.to_pure_dict(state), param_shardings(state, mesh)))
+    assert len(cut.blocks.q[...].devices()) == 2
+    together = Engine(cut, VOCAB, world.GRAMMARS, settings, world.Words(), mesh)
+    for a, b in zip(alone, together.generate(given, ANY, range(8)), strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+    assert len(together._state.cache.keys.sharding.device_set) == 2
 
 
 def test_the_score_is_the_log_probability_among_what_is_allowed():

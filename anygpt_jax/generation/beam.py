@@ -53,17 +53,19 @@ def search(
     beams: int = 5,
     length_penalty: float = 1.0,
     max_new_tokens: int | None = None,
-) -> list[Answer]:
-    """The best answer to each prompt int32[N]. Prompts × beams rows are written at once, as many as the engine has slots
-    for, at least one prompt's. UserError for a plan that cannot be, or fewer than one beam."""
+) -> list[list[tuple[Answer, float]]]:
+    """The best answers to each prompt int32[N], at most `beams` and the best one first, and their log probabilities over
+    length^penalty. Prompts × beams rows are written at once, as many as the engine has slots for, at least one prompt's.
+    UserError for a plan that cannot be, or fewer than one beam."""
     if beams < 1:
         raise UserError(f"The number of beams must be at least 1, not {beams}.")
     at_once = max(1, engine.settings.batch_size // beams)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers: dict[int, Answer] = {}
+    answers: dict[int, list[tuple[Answer, float]]] = {}
     for start in range(0, len(order), at_once):
         some = order[start : start + at_once]
-        found = _search(engine, [prompts[i] for i in some], plan, beams, length_penalty, max_new_tokens, at_once)
+        with engine.in_mesh():
+            found = _search(engine, [prompts[i] for i in some], plan, beams, length_penalty, max_new_tokens, at_once)
         answers.update(zip(some, found, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
@@ -76,7 +78,7 @@ def _search(
     penalty: float,
     max_new_tokens: int | None,
     batch: int,
-) -> list[Answer]:
+) -> list[list[tuple[Answer, float]]]:
     machine = engine.plans.add(plan)
     budget = machine.longest if max_new_tokens is None else min(machine.longest, max_new_tokens)
     if budget < machine.shortest:
@@ -85,7 +87,9 @@ def _search(
         )
     rows = [engine.opened(prompt, machine) for prompt in prompts]
     length = engine.rounded(max(map(len, rows)) + budget)
-    state = slots.empty(engine.decoder.config, batch * beams, length, 1 + len(engine.vocabulary.modalities))
+    state = slots.empty(
+        engine.decoder.config, batch * beams, length, 1 + len(engine.vocabulary.modalities), engine.settings.cache
+    )
     table = SamplingTable.build([Sampling()] * (1 + len(engine.vocabulary.modalities)))
     chunk = engine.settings.prefill_chunk
     for p, row in enumerate(rows):
@@ -105,12 +109,16 @@ def _search(
         engine.graph, engine.weights, engine.plans.tables, state, jnp.float32(penalty), beams=beams, count=len(rows),
         eos=eos,
     )  # fmt: skip
-    tokens, written = np.asarray(found[0]), np.asarray(found[1])
+    tokens, written, scores = (np.asarray(x) for x in found)
     opening = [] if machine.opening is None else [machine.opening]
     answers = []
     for p, row in enumerate(rows):
-        whole = np.array([*opening, *tokens[p, len(row) : len(row) + written[p]]], np.int32)
-        answers.append(Answer(split_answer(whole, engine.vocabulary, engine.text), whole, 0))
+        best = []
+        for ids, count, score in zip(tokens[p], written[p].tolist(), scores[p].tolist(), strict=True):
+            if score > -np.inf:
+                whole = np.array([*opening, *ids[len(row) : len(row) + count]], np.int32)
+                best.append((Answer(split_answer(whole, engine.vocabulary, engine.text), whole, 0), score))
+        answers.append(best)
     return answers
 
 
@@ -125,8 +133,8 @@ def _run(
     beams: int,
     count: int,
     eos: int,
-) -> tuple[Int32[Array, "P S"], Int32[Array, " P"]]:
-    """The tokens of the best beam of every prompt, prompt included, and how many were written."""
+) -> tuple[Int32[Array, "P W S"], Int32[Array, "P W"], Float[Array, "P W"]]:
+    """The tokens of the best answers to every prompt, prompt included, how many were written, and the scores."""
     decoder: Decoder = nnx.merge(graph, weights)
     B = state.tokens.shape[0]
     P, W = B // beams, beams
@@ -198,4 +206,4 @@ def _run(
         prompts >= count,
     )  # fmt: skip
     found = jax.lax.while_loop(unfinished, grow, beams_of)
-    return found.best_tokens[:, 0], found.best_length[:, 0]
+    return found.best_tokens, found.best_length, found.best

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import media
-from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation import media, options
 from anygpt_jax.generation.automaton import ANY
 from anygpt_jax.generation.dialogue import Dialogue
+from anygpt_jax.generation.events import Codes, Text
 from anygpt_jax.generation.pipeline import Pipeline
-from anygpt_jax.generation.request import Settings
 from anygpt_jax.generation.voice import decode
 from anygpt_jax.templates import TEXT, Segment
 
@@ -32,7 +33,7 @@ Write to the model, or attach files first. What begins with / is a command.
   /undo            take the last turn and its answer back
   /new             begin another dialogue
   /save FILE       keep the dialogue; /load FILE goes on with it
-  /help, /quit"""
+  /help, /quit     Ctrl-C stops an answer that is being written"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", default=ANY, metavar="MODALITY", help="what answers are to be (default: any)")
     parser.add_argument("--voice", metavar="FILE", help="a recording in whose voice the model speaks")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answers (default: the config's)")
+    options.add_arguments(parser)
+
+
+_STRIDE = 4  # tokens between two looks at an answer: text should flow
 
 
 class Leave(Exception):
@@ -49,7 +54,7 @@ class Leave(Exception):
 
 @dataclasses.dataclass
 class Chat:
-    """What a terminal session keeps beside the dialogue. `show` prints a line."""
+    """What a terminal session keeps beside the dialogue. `show` prints a line, `write` a part of one."""
 
     dialogue: Dialogue
     folder: pathlib.Path
@@ -58,6 +63,10 @@ class Chat:
     voice: pathlib.Path | None = None
     attached: list[Segment] = dataclasses.field(default_factory=list)
     show: Callable[[str], None] = print
+    write: Callable[[str], object] = lambda text: print(text, end="", flush=True)
+    decoders: concurrent.futures.Executor = dataclasses.field(
+        default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1, "decoder")
+    )
 
     @property
     def pipeline(self) -> Pipeline:
@@ -89,9 +98,23 @@ class Chat:
         act(*rest)
 
     def _say(self, said: Sequence[Segment]) -> None:
-        answer = self.dialogue.answer(said, self._plan(said), self.seed)
+        made: list[tuple[str, concurrent.futures.Future]] = []  # of the answer, in order, while they are decoded
+        codes: list[np.ndarray] = []
+
+        def listen(event: Text | Codes) -> None:
+            if isinstance(event, Text):
+                self.write(printable(event.piece) + "\n" * event.last)
+                return
+            codes.append(event.codes)
+            if event.last:
+                tokenizer, whole = self.pipeline.tokenizers[event.modality], np.concatenate(codes)
+                made.append((event.modality, self.decoders.submit(decode, tokenizer, whole, self.voice)))
+                codes.clear()
+
+        self.dialogue.answer(said, self._plan(said), self.seed, listen)
         self.attached, self.seed = [], (self.seed + 1) % 2**32
-        self._show(answer)
+        for modality, medium in made:
+            self._show(modality, medium.result())
 
     def _plan(self, said: Sequence[Segment]) -> tuple[str, ...] | str:
         """By way of text from a medium to another one, as the dialogues go that the model learned from."""
@@ -99,19 +122,14 @@ class Chat:
             return self.to if self.to == ANY else (TEXT,)
         return (TEXT, self.to) if any(segment.modality != TEXT for segment in said) else (self.to,)
 
-    def _show(self, answer: Answer) -> None:
-        for modality, content in answer.segments:
-            if modality == TEXT:
-                self.show(printable(str(content)))
-                continue
-            tokenizer = self.pipeline.tokenizers[modality]
-            medium = decode(tokenizer, np.asarray(content), self.voice)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = media.next_free(self.folder, modality, tokenizer)
-            media.write_media(path, medium, tokenizer)
-            if isinstance(medium, np.ndarray) and medium.ndim == 3 and sys.stdout.isatty():
-                self.show(half_blocks(medium))
-            self.show(f"[{modality}: {path}]")
+    def _show(self, modality: str, medium: Any) -> None:
+        tokenizer = self.pipeline.tokenizers[modality]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = media.next_free(self.folder, modality, tokenizer)
+        media.write_media(path, medium, tokenizer)
+        if isinstance(medium, np.ndarray) and medium.ndim == 3 and sys.stdout.isatty():
+            self.show(half_blocks(medium))
+        self.show(f"[{modality}: {path}]")
 
     def _attach(self, modality: str, name: str) -> None:
         path = media.check_input(name, f"/{modality}")
@@ -183,7 +201,7 @@ def lines(prompt: str) -> Iterator[str]:
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
-    pipeline = Pipeline.load(config, Settings.from_config(config.generate))
+    pipeline = Pipeline.load(config, dataclasses.replace(options.settings(config, args), stride=_STRIDE))
     seed = int(config.seed if args.seed is None else args.seed)
     dialogue = Dialogue(pipeline, int(config.train.seq_len))
     chat = Chat(dialogue, pathlib.Path(args.out), seed)
@@ -198,3 +216,5 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
                 chat.line(text)
             except UserError as e:
                 chat.show(f"! {e}")
+            except KeyboardInterrupt:  # stops the answer; where nothing is being answered it ends the session
+                chat.show("\n[stopped]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.automaton import Plan
+from anygpt_jax.generation.events import Codes, Text, Unfolding
 from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.request import Request
 from anygpt_jax.templates import Segment
 
 FORMAT = "anygpt-dialogue-1"
@@ -28,16 +30,37 @@ class Dialogue:
     longest: int  # tokens of a prompt at most: what the model was trained on
     segments: list[Segment] = dataclasses.field(default_factory=list)
 
-    def answer(self, said: Sequence[Segment], plan: Plan, seed: int) -> Answer:
+    def answer(
+        self,
+        said: Sequence[Segment],
+        plan: Plan,
+        seed: int,
+        listen: Callable[[Text | Codes], None] = lambda event: None,
+    ) -> Answer:
         """What the model says to a human turn, which both become part of the dialogue.
 
         The oldest turns are left out of the prompt when all do not fit. UserError if the new turn alone does not.
+        `listen` hears the answer while it grows; what it raises, as an interruption, leaves the dialogue as it was.
         """
-        prompt = self.prompt(said)
-        answer = self.pipeline.engine.generate([prompt], plan, [seed])[0]
+        answer = self._written(Request(self.prompt(said), plan, seed), listen)
         self.segments += said
         self.segments += [Segment(s.modality, s.content, "assistant") for s in answer.segments]
         return answer
+
+    def _written(self, request: Request, listen: Callable[[Text | Codes], None]) -> Answer:
+        engine = self.pipeline.engine
+        job = engine.prepare(request)
+        unfolding = Unfolding(engine.vocabulary, engine.text, job.machine.opening)
+        engine.enqueue(job)
+        try:
+            while True:
+                for written in engine.step():
+                    for event in unfolding.add(written.ids):
+                        listen(event)
+                    if written.answer is not None:
+                        return written.answer
+        finally:
+            engine.cancel(job.number)
 
     def prompt(self, said: Sequence[Segment]) -> np.ndarray:
         """int32[N]: as many of the last turns as fit, a human turn first, and the new one."""

@@ -9,14 +9,17 @@ so an answer is the same whatever the slots held before.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Int32
 from tqdm.auto import tqdm
 
@@ -72,7 +75,10 @@ class _Slot:
 
 
 class Engine:
-    """Generates with one model. `grammars` are those of the tokenizers that will decode the answers."""
+    """Generates with one model. `grammars` are those of the tokenizers that will decode the answers.
+
+    `mesh` is that on which the decoder's weights lie, cut over its axis `tensor` alone; by default one device.
+    """
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class Engine:
         grammars: Mapping[str, Grammar],
         settings: Settings,
         text: TextTokenizer,
+        mesh: Mesh | None = None,
     ):
         if decoder.config.vocab_size < vocabulary.size:
             raise UserError(
@@ -90,6 +97,7 @@ class Engine:
         self.decoder = decoder
         self.vocabulary = vocabulary
         self.settings = settings
+        self.mesh = mesh
         self.text = text
         self.plans = Plans(vocabulary, grammars, settings.max_text_tokens)
         self.graph, self.weights = nnx.split(decoder)
@@ -152,13 +160,17 @@ class Engine:
             raise UserError("Guidance takes two slots and there is one; raise the batch size to 2.")
         return Job(next(self._numbers), request, machine, rows, budget, scored)
 
+    def in_mesh(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
     def cancel(self, number: int) -> None:
         """Forgets a request and frees its slots; nothing happens if it is answered already."""
         job = self._jobs.pop(number, None)
         if job is None:
             return
         if job.slots:
-            self._set_node(job, DONE)
+            with self.in_mesh():
+                self._set_node(job, DONE)
             self._release(job)
         else:
             self._waiting.remove(job)
@@ -171,6 +183,10 @@ class Engine:
 
     def step(self) -> list[Written]:
         """Lets requests in, reads a chunk of every new prompt, and writes up to a stride of tokens of every answer."""
+        with self.in_mesh():
+            return self._step()
+
+    def _step(self) -> list[Written]:
         self._let_in()
         running = [job for job in self._jobs.values() if job.slots]
         for job in running:
@@ -239,8 +255,9 @@ class Engine:
             length = max(length, self._state.tokens.shape[1])
             if (batch, length) == self._state.tokens.shape:
                 return
-        larger = slots.empty(self.decoder.config, batch, length, len(self._modalities))
-        self._state = larger if self._state is None else slots.grown(self._state, larger)
+        with self.in_mesh():
+            larger = slots.empty(self.decoder.config, batch, length, len(self._modalities), self.settings.cache)
+            self._state = larger if self._state is None else slots.grown(self._state, larger)
         self._slots += [_Slot(np.zeros(0, np.int32)) for _ in range(batch - len(self._slots))]
 
     def attended_lengths(self) -> list[int]:

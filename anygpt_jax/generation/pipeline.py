@@ -9,10 +9,11 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from anygpt_jax.cache import Manifest
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import beam
+from anygpt_jax.generation import beam, round_trip
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.engine import Engine
 from anygpt_jax.generation.request import Request, Settings
@@ -21,6 +22,7 @@ from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.templates import TEXT, Formatter, Segment
 from anygpt_jax.training.checkpoints import LoadedModel, restore_model
 from anygpt_jax.vocabulary import Vocabulary
@@ -37,23 +39,34 @@ class Pipeline:
     step: int  # of the checkpoint
 
     @classmethod
-    def build(cls, model: LoadedModel, tokenizers: Mapping[str, ModalityTokenizer], settings: Settings) -> Pipeline:
+    def build(
+        cls,
+        model: LoadedModel,
+        tokenizers: Mapping[str, ModalityTokenizer],
+        settings: Settings,
+        mesh: Mesh | None = None,
+    ) -> Pipeline:
         """Raises UserError if a tokenizer is not the one that the model's vocabulary was made for."""
         text = TextTokenizer.load()
         check_tokenizers(model.vocabulary, tokenizers, text)
         grammars = {name: tokenizer.grammar for name, tokenizer in tokenizers.items()}
-        engine = Engine(model.decoder, model.vocabulary, grammars, settings, text)
+        engine = Engine(model.decoder, model.vocabulary, grammars, settings, text, mesh)
         return cls(model.decoder, engine, Formatter(model.vocabulary, text), tokenizers, model.step)
 
     @classmethod
     def load(cls, config: ml_collections.ConfigDict, settings: Settings | None = None) -> Pipeline:
-        """The newest of the config's checkpoints, with the tokenizers that the config names."""
+        """The newest of the config's checkpoints, with the tokenizers that the config names.
+
+        With `config.generate.tensor_parallel` above 1 the model lies on so many devices.
+        """
         workdir = pathlib.Path(config.workdir)
-        model = restore_model(checkpoints_of(config))
+        devices = int(config.generate.get("tensor_parallel", 1))
+        mesh = make_mesh({"tensor": devices}) if devices > 1 else None
+        model = restore_model(checkpoints_of(config), mesh=mesh)
         tokenizers = base.of_config(config)
         if (workdir / "cache" / "manifest.json").is_file():
             check_fingerprints(Manifest.load(workdir / "cache"), tokenizers)
-        return cls.build(model, tokenizers, settings or Settings.from_config(config.generate))
+        return cls.build(model, tokenizers, settings or Settings.from_config(config.generate), mesh)
 
     def prompt(self, segments: Sequence[Segment]) -> np.ndarray:
         """int32[N]: the human's turn of these segments (media already as codes) and the opening of the answer."""
@@ -73,7 +86,22 @@ class Pipeline:
             beams=settings.beams,
             length_penalty=settings.length_penalty,
         )
-        return [dataclasses.replace(one, seed=request.seed) for one, request in zip(found, requests, strict=True)]
+        best = self._reranked(requests, found) if settings.round_trip else [answers[0][0] for answers in found]
+        return [dataclasses.replace(one, seed=request.seed) for one, request in zip(best, requests, strict=True)]
+
+    def _reranked(self, requests: Sequence[Request], found: Sequence[list[tuple[Answer, float]]]) -> list[Answer]:
+        """Of every request's beams the one that finds its medium again best, where there is one medium."""
+        media = [round_trip.medium_of(np.asarray(r.prompt), self.engine.vocabulary) for r in requests]
+        flat = [(i, k, medium) for i, medium in enumerate(media) if medium for k in range(len(found[i]))]
+        if not flat:
+            return [answers[0][0] for answers in found]
+        told = round_trip.scores(
+            self.decoder, self.formatter, [medium for _, _, medium in flat], [found[i][k][0] for i, k, _ in flat]
+        )
+        total = [[score for _, score in answers] for answers in found]
+        for (i, k, _), score in zip(flat, told.tolist(), strict=True):
+            total[i][k] += self.engine.settings.round_trip * score
+        return [answers[int(np.argmax(scores))][0] for answers, scores in zip(found, total, strict=True)]
 
     def media(self, modality: str, answers: Sequence[Answer]) -> list[Any]:
         """The first medium of one modality in every answer: str, or what its tokenizer decodes; None if absent."""

@@ -20,7 +20,7 @@ from anygpt_jax.generation.automaton import DONE, Tables
 from anygpt_jax.generation.sampling import SamplingTable, guide, penalize, sample
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
-from anygpt_jax.model.kv_cache import KVCache, init_cache
+from anygpt_jax.model.kv_cache import KVCache, cache_specs, init_cache
 
 
 class Row(NamedTuple):
@@ -53,15 +53,18 @@ class State(NamedTuple):
     sampling: SamplingTable  # [B, M]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # what it makes are arrays of their own, to be donated
-def empty(config: ModelConfig, slots: int, length: int, modalities: int) -> State:
-    """So many slots of which none is in use."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))  # what it makes are arrays of their own, to be donated
+def empty(config: ModelConfig, slots: int, length: int, modalities: int, dtype: str | None = None) -> State:
+    """So many slots of which none is in use. `dtype` is that of `init_cache`."""
     ints = jnp.zeros(slots, jnp.int32)
     own = jnp.arange(slots, dtype=jnp.int32)
     row = Row(ints, ints, ints, ints, jnp.zeros(slots, jnp.uint32), own, own, jnp.zeros(slots, bool), jnp.zeros(slots))
     ones = jnp.ones((slots, modalities))
     table = SamplingTable(ones, ones, jnp.zeros((slots, modalities), jnp.int32), 0 * ones, ones, ones)
-    return State(init_cache(config, slots, length), jnp.zeros((slots, length), jnp.int32), row, table)
+    cache = init_cache(config, slots, length, dtype)
+    if not jax.sharding.get_abstract_mesh().empty:
+        cache = jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache))
+    return State(cache, jnp.zeros((slots, length), jnp.int32), row, table)
 
 
 def grown(state: State, larger: State) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from anygpt_jax.model.config import RopeScaling
 
@@ -58,18 +58,28 @@ def rotate(x: Float[Array, "B L heads K"], by: Rotation) -> Float[Array, "B L he
 
 def attention(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G K"],
+    k: Shaped[Array, "B S G K"],
+    v: Shaped[Array, "B S G K"],
     mask: Bool[Array, "B T S"],
+    k_scales: Float[Array, "B G S"] | None = None,
+    v_scales: Float[Array, "B G S"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """softmax(q kᵀ / √K) v where `mask` allows it; each of the G key heads serves H/G query heads."""
+    """softmax(q kᵀ / √K) v where `mask` allows it; each of the G key heads serves H/G query heads.
+
+    With scales k and v are 8-bit integers. The scales multiply scores and weights, so that the integers meet q and
+    the weights as they are: no float copy of them need ever be in memory, and in bfloat16 they are exact.
+    """
     B, T, H, K = q.shape
     G = k.shape[2]
     q_BTGRK = q.reshape(B, T, G, H // G, K) * jnp.asarray(K**-0.5, q.dtype)
-    scores_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k, preferred_element_type=jnp.float32)
+    scores_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k.astype(q.dtype), preferred_element_type=jnp.float32)
+    if k_scales is not None:
+        scores_BGRTS *= k_scales[:, :, None, None]
     scores_BGRTS = jnp.where(mask[:, None, None], scores_BGRTS, MASKED)
-    weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v.dtype)
-    return jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS, v).reshape(B, T, H, K)
+    weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1)
+    if v_scales is not None:
+        weights_BGRTS *= v_scales[:, :, None, None]
+    return jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS.astype(q.dtype), v.astype(q.dtype)).reshape(B, T, H, K)
 
 
 def packed_attention(

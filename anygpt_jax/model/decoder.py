@@ -25,6 +25,7 @@ from anygpt_jax.model.quantized import product
 from anygpt_jax.model.remat import POLICIES, checkpointed
 from anygpt_jax.model.sharding import constrain
 from anygpt_jax.model.splash import splash_attention
+from anygpt_jax.model.transposed import Transposed
 
 Carry = TypeVar("Carry")
 
@@ -48,12 +49,14 @@ def rms_norm(x: Float[Array, "... N"], scale: Float[Array, " N"], eps: float) ->
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def multiply(x: Array, w: nnx.Param, config: ModelConfig, contracted: int = 1) -> Array:
+def multiply(x: Array, w: nnx.Param | Transposed, config: ModelConfig, contracted: int = 1) -> Array:
     """x [B, L, *in] · w [*in, *out] → [B, L, *out], over the first `contracted` axes of w, in the compute dtype.
 
     As a plain matrix product of [B·L, in] and [in, out]: XLA on CPUs is 1.5 times slower at the gradient of
     the same contraction with more axes.
     """
+    if isinstance(w, Transposed):
+        return w.product(x.reshape(-1, math.prod(x.shape[2:]))).reshape(*x.shape[:2], *w.shape)
     lead, into, out = x.shape[:2], w.shape[:contracted], w.shape[contracted:]
     matrix = w[...].astype(config.dtype).reshape(math.prod(into), math.prod(out))
     return product(x.reshape(-1, math.prod(into)), matrix, config.quantization).reshape(*lead, *out)
@@ -72,13 +75,19 @@ def apart(x: Array, forward: bool = True) -> Array:
 apart.defvjp(lambda x, forward: (apart(x, forward), None), lambda _, __, g: (jax.lax.optimization_barrier(g),))
 
 
-def project(hidden: Float[Array, "B L D"], head: Float[Array, "D V"], ids: int | None = None) -> Float[Array, "B L V"]:
+def project(
+    hidden: Float[Array, "B L D"], head: Float[Array, "D V"] | Transposed, ids: int | None = None
+) -> Float[Array, "B L V"]:
     """Logits, float32; those of padding, from `ids` on, are as low as can be. Flat as in `multiply`."""
-    flat = jnp.matmul(hidden.reshape(-1, hidden.shape[-1]), head, preferred_element_type=jnp.float32)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if isinstance(head, Transposed):
+        flat = head.product(flat, jnp.float32)
+    else:
+        flat = jnp.matmul(flat, head, preferred_element_type=jnp.float32)
     logits = constrain(flat.reshape(*hidden.shape[:2], -1), "batch", "length", "vocab")
-    if ids is None or ids == head.shape[1]:
+    if ids is None or ids == logits.shape[-1]:
         return logits
-    return jnp.where(jnp.arange(head.shape[1]) < ids, logits, MASKED)
+    return jnp.where(jnp.arange(logits.shape[-1]) < ids, logits, MASKED)
 
 
 @jax.custom_vjp
@@ -181,7 +190,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """What `project` with `head_matrix` makes logits of."""
 
-        def layer(block: Block, x_BLD: Array, by: Rotation, _: Array) -> Array:
+        def layer(block: Block, x_BLD: Array, by: Rotation, _: Array | int) -> Array:
             q, k, v = block.queries_keys_values(x_BLD, by)
             return block.finish(x_BLD, attend(q, k, v, segment_ids))
 
@@ -189,7 +198,10 @@ class Decoder(nnx.Module):
         x_BLD = self._through_layers(layer, self._embed(tokens), positions)
         return rms_norm(x_BLD, self.norm[...], self.config.norm_eps)
 
-    def head_matrix(self) -> Float[Array, "D V"]:
+    def head_matrix(self) -> Float[Array, "D V"] | Transposed:
+        own = getattr(self, "head", None)
+        if isinstance(own, Transposed):
+            return own
         head = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
         return head.astype(self.config.dtype)
 
@@ -210,18 +222,16 @@ class Decoder(nnx.Module):
         cache's last is not written, and its logits mean nothing. `length` (static) is how many slots are attended:
         all positions must be smaller; by default the cache's whole length.
         """
-        whole = rows is None
         rows_B = jnp.arange(tokens.shape[0]) if rows is None else rows
         length = cache.length if length is None else length
         mask_BTS = jnp.arange(length) <= positions[:, :, None]
 
-        def layer(block: Block, carry: tuple[Array, KVCache], by: Rotation, i: Array) -> tuple[Array, KVCache]:
+        def layer(block: Block, carry: tuple[Array, KVCache], by: Rotation, i: Array | int) -> tuple[Array, KVCache]:
             x_BTD, cache = carry
             q, k, v = block.queries_keys_values(x_BTD, by)
-            keys = cache.keys.at[i, rows_B[:, None], positions].set(k, mode="drop")
-            values = cache.values.at[i, rows_B[:, None], positions].set(v, mode="drop")
-            seen = ((x[i, :, :length] if whole else x[i, rows_B, :length]) for x in (keys, values))
-            return block.finish(x_BTD, attention(q, *seen, mask_BTS)), KVCache(keys, values)
+            cache = cache.written(i, rows_B, positions, k, v)
+            keys, values, *scales = cache.layer(i, rows, length)
+            return block.finish(x_BTD, attention(q, keys, values, mask_BTS, *scales)), cache
 
         x_BTD, cache = self._through_layers(layer, (self._embed(tokens), cache), positions)
         y_BTD = rms_norm(x_BTD, self.norm[...], self.config.norm_eps)
@@ -231,11 +241,15 @@ class Decoder(nnx.Module):
         return constrain(self.embedding[...].astype(self.config.dtype)[tokens], "batch", "length", None)
 
     def _through_layers(
-        self, layer: Callable[[Block, Carry, Rotation, Array], Carry], carry: Carry, positions: Int[Array, "B L"]
+        self, layer: Callable[[Block, Carry, Rotation, Array | int], Carry], carry: Carry, positions: Int[Array, "B L"]
     ) -> Carry:
         """Scans `layer` over the stacked blocks, recomputing in the backward pass what the remat policy says."""
         c = self.config
         by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, in_memory=c.attention == "xla")
+        if isinstance(self.blocks, nnx.List):  # `decode_weights.for_decoding`
+            for i, block in enumerate(self.blocks):
+                carry = layer(block, carry, by, i)
+            return carry
         graph, stacked = nnx.split(self.blocks)
 
         def body(carry: Carry, block_and_index: tuple) -> tuple[Carry, None]:

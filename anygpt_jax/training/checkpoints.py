@@ -29,11 +29,13 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 from anygpt_jax import multihost
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
+from anygpt_jax.model.sharding import param_shardings
 from anygpt_jax.training import checksums, folders, mirror
 from anygpt_jax.training.agreement import as_first_says, by_first, from_all
 from anygpt_jax.training.full_disk import explained
@@ -320,11 +322,16 @@ class Checkpoints:
 
 
 def restore_model(
-    path: str | os.PathLike[str], *, ema: bool = False, step: int | None = None, verify: bool = True
+    path: str | os.PathLike[str],
+    *,
+    ema: bool = False,
+    step: int | None = None,
+    verify: bool = True,
+    mesh: Mesh | None = None,
 ) -> LoadedModel:
-    """A checkpoint under `path` (WORKDIR/checkpoints) on one device, the newest whole one unless `step` is named.
+    """A checkpoint under `path` (WORKDIR/checkpoints), the newest whole one unless `step` is named.
 
-    `ema` takes the average of the weights in the place of the last ones. UserError if there is none of either.
+    It lies on one device, or as the sharding rules say on a mesh. `ema` takes the average of the weights in the place of the last ones. UserError if there is none of either.
     """
     if not folders.absolute(path).is_dir():
         raise UserError(f"No checkpoints at {path}; run `anygpt train` first or name another workdir.")
@@ -339,9 +346,11 @@ def restore_model(
             raise UserError(f"Checkpoint {step} in {path} has no average of the weights: it was trained without EMA.")
         model = ModelConfig.from_config(about.config["model"], about.vocabulary)
         graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
+        shapes = nnx.to_pure_dict(abstract)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, shapes) if mesh is None else param_shardings(abstract, mesh)
         wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), nnx.to_pure_dict(abstract)
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
         )
         params = checkpoints.restore(step, {item: wanted})[item]
     finally:
