@@ -137,6 +137,7 @@ def full() -> ml_collections.ConfigDict:
     c.generate = g = ml_collections.ConfigDict()
     g.batch_size = 32  # answers that are written at the same time
     g.tensor_parallel = 1  # devices over which the model is cut
+    g.weights = "float"  # or int8: a quarter of the bytes, which a token takes its time for
     g.cache = ""  # of keys and values: the model's own dtype, or int8
     g.text = ml_collections.ConfigDict({"temperature": 0.0, "top_p": 1.0, "max_tokens": 48})
     g.text.update(beams=1, length_penalty=1.0, round_trip=0.0)  # of the search for greedy text alone

@@ -323,12 +323,12 @@ def test_guidance_and_penalty_equal_a_loop_without_cache():
         generator(dataclasses.replace(greedy(guidance=3.0), batch_size=1)).answer(requests)
 
 
-@pytest.mark.parametrize("cache", [None, "int8"])
-def test_cut_over_devices_it_writes_the_same(cache):
+@pytest.mark.parametrize(("cache", "weights"), [(None, "float"), ("int8", "int8")])
+def test_cut_over_devices_it_writes_the_same(cache, weights):
     config = dataclasses.replace(DECODER.config, n_kv_heads=2)
     model = Decoder(config, rngs=nnx.Rngs(3))
     model.embedding[...] = model.embedding[...] * 20
-    settings, given = dataclasses.replace(COLD, cache=cache, batch_size=4), prompts(8)
+    settings, given = dataclasses.replace(COLD, cache=cache, weights=weights, batch_size=4), prompts(8)
     alone = Engine(model, VOCAB, world.GRAMMARS, settings, world.Words()).generate(given, ANY, range(8))
     mesh = make_mesh({"tensor": 2})
     graph, state = nnx.split(model)

@@ -32,6 +32,7 @@ from anygpt_jax.generation.request import MAX_SEED, Request, Settings
 from anygpt_jax.generation.sampling import Sampling, SamplingTable
 from anygpt_jax.modalities.base import Grammar
 from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.model.decode_weights import for_decoding
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.templates import TEXT
 from anygpt_jax.vocabulary import Vocabulary
@@ -100,7 +101,8 @@ class Engine:
         self.mesh = mesh
         self.text = text
         self.plans = Plans(vocabulary, grammars, settings.max_text_tokens)
-        self.graph, self.weights = nnx.split(decoder)
+        with self.in_mesh():
+            self.graph, self.weights = nnx.split(for_decoding(decoder, settings.weights))
         self._modalities = (TEXT, *vocabulary.modalities)
         self._state: slots.State | None = None
         self._slots: list[_Slot] = []

@@ -41,6 +41,7 @@ class Settings:
     prefill_chunk: int = 64  # tokens of a prompt that are read at a time
     stride: int = 16  # tokens that every answer grows by before they are looked at
     context: int | None = None  # tokens of prompt and answer at most; None: as many as are asked for
+    weights: str = "float"  # as the layers are kept for writing, or int8
     cache: str | None = None  # of keys and values: None for the model's own dtype, or int8
     beams: int = 1  # of the search for an answer of greedy text alone (beam.py)
     length_penalty: float = 1.0  # of that search
@@ -59,6 +60,7 @@ class Settings:
             sampling,
             int(text.max_tokens),
             int(generate.batch_size),
+            weights=str(generate.get("weights", "float")),
             cache=generate.get("cache") or None,
             beams=int(text.get("beams", 1)),
             length_penalty=float(text.get("length_penalty", 1.0)),
