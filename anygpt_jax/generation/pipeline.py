@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.sharding import make_mesh
 from anygpt_jax.templates import TEXT, Formatter, Segment
 from anygpt_jax.training.checkpoints import LoadedModel, restore_model
+from anygpt_jax.training.compiler import keep_compiled
 from anygpt_jax.vocabulary import Vocabulary
 
 
@@ -60,6 +62,7 @@ class Pipeline:
         With `config.generate.tensor_parallel` above 1 the model lies on so many devices.
         """
         workdir = pathlib.Path(config.workdir)
+        keep_compiled(workdir / "compiled" if workdir.is_dir() else _own_cache(), config.train)
         devices = int(config.generate.get("tensor_parallel", 1))
         mesh = make_mesh({"tensor": devices}) if devices > 1 else None
         model = restore_model(checkpoints_of(config), mesh=mesh)
@@ -114,6 +117,11 @@ class Pipeline:
         for i, medium in zip(present, decoded, strict=True):
             media[i] = medium
         return media
+
+
+def _own_cache() -> pathlib.Path:
+    """Where programs are kept for a model that has no run's folder here, as the shipped one."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anygpt-jax" / "compiled"
 
 
 def checkpoints_of(config: ml_collections.ConfigDict) -> pathlib.Path:

@@ -47,3 +47,4 @@ def keep_compiled(folder: pathlib.Path, train: ml_collections.ConfigDict) -> Non
     where = train.get("compilation_cache", True)
     if where and not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(folder if where is True else where))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # of small ones there are many
