@@ -40,6 +40,7 @@ DATA = [
     "seqio>=0.0.20",
     "tensorflow-datasets>=4.9.10",
 ]
+SERVE = ["prometheus_client", "pydantic>=2", "starlette>=1.0", "uvicorn>=0.54"]
 EVAL = ["jinja2", "jiwer", "matplotlib", "pocketsphinx==5.1.1", "scikit-learn"]
 # The TPU's runtime; it holds the compiler too, for `anygpt plan` and its tests where there is no TPU.
 TPU = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
@@ -56,6 +57,8 @@ DEV = [
     "einops",  # SpeechTokenizer's one dependency at inference
     "hypothesis",
     "mypy",
+    "openai",  # the client that the server must understand
+    "playwright",  # the server's page in a browser, where one is installed
     "pre-commit",
     "pytest",
     "pytest-xdist",
@@ -80,6 +83,8 @@ setup(
             "modalities/weights/*",
             "evaluation/*.j2",
             "embedded/*.md",
+            "serving/recordings/*",
+            "serving/web/*",
             "shipped/*.json",
             "shipped/*.md",
             "shipped/checkpoints/**/*",
@@ -91,10 +96,12 @@ setup(
         "convert": CONVERT,
         "data": DATA,
         "eval": EVAL,
+        "serve": SERVE,
         "dev": DEV,
+        "load": ["locust"],  # tests/benchmarks/serve.py
         "quantize": QUANTIZE,
         "tpu": TPU,
-        "all": [*CONVERT, *DATA, *EVAL],
+        "all": [*CONVERT, *DATA, *EVAL, *SERVE],
     },
     entry_points={
         "console_scripts": ["anygpt=anygpt_jax.cli:main"],

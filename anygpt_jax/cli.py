@@ -30,12 +30,13 @@ VERBS = {
     "evaluate": ("anygpt_jax.evaluation.main", "score the held-out splits with the tasks' own metrics"),
     "generate": ("anygpt_jax.generation.main", "from any modality to any other, files in and files out"),
     "chat": ("anygpt_jax.generation.chat", "talk with the model in the terminal, in any modality"),
+    "serve": ("anygpt_jax.serving.main", "an HTTP API as OpenAI's clients speak it, and a page to talk with the model"),
     "convert": ("anygpt_jax.interop.main", "weights in and out: Hugging Face, GGUF, AnyGPT's release, our checkpoints"),
     "report": ("anygpt_jax.evaluation.report", "write report/index.html and report/metrics.json"),
 }
 
 # Verbs that take the shipped model's config where no run is named.
-WITH_SHIPPED = ("build-data", "tokenize", "inspect", "evaluate", "generate", "chat", "report")
+WITH_SHIPPED = ("build-data", "tokenize", "inspect", "evaluate", "generate", "chat", "serve", "report")
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:

@@ -118,12 +118,14 @@ def test_8_bits_are_as_far_off_as_rounding_allows():
 
 
 def test_8_bit_logits_are_close_and_mostly_choose_the_same():
+    """An operand is off by 1 / 127 / √12 of its row's largest value, three times its mean: 0.7 %, a product by √2 of
+    that, and nine products in a row (four a layer, and the head) by three times that: 3 %. Twice that is a bug."""
     decoder = lively(SMALL)
     prompts = ids_of((16, 10))
     wanted, logits = greedy(decoder, prompts, 1)
     found, near = greedy(for_decoding(decoder, "int8"), prompts, 1)
-    error = np.abs(near - logits)[..., :90]
-    assert 0 < error.max() < 0.1 * logits[..., :90].std(), (error.max(), logits[..., :90].std())
+    error = (near - logits)[..., :90]
+    assert 0 < error.std() < 0.06 * logits[..., :90].std()
     assert (found == wanted).mean() >= 0.85
 
 

@@ -114,8 +114,8 @@ def prepare(config: ml_collections.ConfigDict) -> Evaluation:
     from flax import nnx
 
     from anygpt_jax.evaluation.runner import Evaluation
-    from anygpt_jax.generation.request import Settings
     from anygpt_jax.generation.pipeline import Pipeline
+    from anygpt_jax.generation.request import Settings
     from anygpt_jax.model.decoder import Decoder
     from anygpt_jax.tasks import registry
     from anygpt_jax.tasks.metrics.music import use_judge

@@ -13,7 +13,9 @@ from anygpt_jax.generation.automaton import DONE, Automaton, Free, Plan, Tables
 from anygpt_jax.modalities.base import Grammar
 from anygpt_jax.vocabulary import Vocabulary
 
-_FEWEST = 2048  # nodes that the tables have room for; they double, and programs are compiled anew, when that is not enough
+_FEWEST = (
+    2048  # nodes that the tables have room for; they double, and programs are compiled anew, when that is not enough
+)
 _SHARED = ("low", "high", "controls", "never")  # the same in the tables of every plan
 
 

@@ -189,7 +189,7 @@ class Service:
             del self._tickets[written.job]
             now = time.monotonic()
             self._pace, self._ended = 0.9 * self._pace + 0.1 * (now - self._ended), now
-            cut = ticket.job.request.max_new_tokens is not None and len(ticket.job.written) >= ticket.job.budget
+            cut = ticket.job.budget < ticket.job.machine.longest and len(ticket.job.written) >= ticket.job.budget
             ticket.put(Done(written.answer, "length" if cut else "stop"))
 
     def _fail(self, ticket: Ticket, reason: str) -> None:

@@ -63,7 +63,7 @@ class ImageTokenizer:
             if problem := self.grammar.problem(row):
                 raise ValueError(f"image {i} cannot be decoded: {problem}")
         images: list[np.ndarray] = []
-        for batch in _batches(rows):
+        for batch in _batches(rows, alone=len(rows) == 1):
             images.extend(np.asarray(self._decode(batch)))
         return images[: len(rows)]
 
@@ -83,11 +83,15 @@ class ImageTokenizer:
         return jax.jit(lambda codes: jnp.round(self._codec.decode(codes) * 255).astype(jnp.uint8))
 
 
-def _batches(items: Sequence[np.ndarray]):
-    """Stacks of always `BATCH` items, the last one filled up with copies: one compiled program for all."""
-    for start in range(0, len(items), BATCH):
-        chunk = list(items[start : start + BATCH])
-        yield np.stack(chunk + chunk[-1:] * (BATCH - len(chunk)))
+def _batches(items: Sequence[np.ndarray], alone: bool = False):
+    """Stacks of always `BATCH` items, the last one filled up with copies: one compiled program for all.
+
+    `alone`: of one item, for whom it is that waits.
+    """
+    size = 1 if alone else BATCH
+    for start in range(0, len(items), size):
+        chunk = list(items[start : start + size])
+        yield np.stack(chunk + chunk[-1:] * (size - len(chunk)))
 
 
 def load() -> ImageTokenizer:

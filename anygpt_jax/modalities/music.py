@@ -74,7 +74,7 @@ class MusicTokenizer:
                 raise ValueError(f"music {i} cannot be decoded: {problem}")
             rows.append(row.reshape(-1, count) % size)
         lengths = [len(row) for row in rows]
-        sounds = batching.bucketed(self._decode, rows, lengths, (self.frames,), 1)
+        sounds = batching.bucketed(self._decode, rows, lengths, (self.frames,), 1, batching.ALONE_OR_ALL)
         return [Audio(s[: n * self.frame], audio.SAMPLE_RATE) for s, n in zip(sounds, lengths, strict=True)]
 
     @functools.cached_property

@@ -104,7 +104,7 @@ class SpeechTokenizer:
         def run(batch, steps, _indices):
             return self._decode(batch, steps, np.broadcast_to(voice, (len(batch), len(voice))), acoustic)
 
-        sounds = batching.bucketed(run, rows, lengths, self._buckets, 1)
+        sounds = batching.bucketed(run, rows, lengths, self._buckets, 1, batching.ALONE_OR_ALL)
         return [Audio(s[: n * self.frame], audio.SAMPLE_RATE) for s, n in zip(sounds, lengths, strict=True)]
 
     @functools.cached_property

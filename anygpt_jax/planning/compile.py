@@ -144,7 +144,7 @@ def compile_step(
         from_cache = False
     else:
         from_cache = True
-    state = {part: _bytes_on_device(tree) for part, tree in program.abstract_state.items()}
+    state = {part: bytes_on_device(tree) for part, tree in program.abstract_state.items()}
     memory = Memory(**stored["memory"])
     return Compiled(
         key, stored["text"], memory, stored["refused"], stored["seconds"], from_cache, program.parameters, state
@@ -195,5 +195,6 @@ def _load(path: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(gzip.decompress(path.read_bytes())) if path.is_file() else None
 
 
-def _bytes_on_device(tree: Any) -> int:
+def bytes_on_device(tree: Any) -> int:
+    """Of the part that each device holds of abstract arrays with shardings."""
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,7 +1,8 @@
 """Items of any length through jitted functions of a few static shapes.
 
 Every call has the same batch size and a length that depends on the item alone, so that an item meets the
-same compiled program whoever its batch-mates are: its result does not depend on them.
+same compiled program whoever its batch-mates are: its result does not depend on them. Who waits for one picture or
+sound should not pay for eight: what is heard or seen, and not counted on to the last bit, may go alone (`ALONE_OR_ALL`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 BATCH = 8
+ALL = (BATCH,)
+ALONE_OR_ALL = (1, BATCH)
 
 
 def bucketed(
@@ -21,12 +24,13 @@ def bucketed(
     lengths: Sequence[int],
     buckets: Sequence[int],
     unit: int,
+    batches: Sequence[int] = ALL,
 ) -> list[np.ndarray]:
     """Results in the order of `items`.
 
     `items[i]` is padded with zeros along its first axis to `unit` times the smallest bucket that holds
-    `lengths[i]`. `run(batch[BATCH, bucket·unit, …], lengths[BATCH], indices[BATCH])` gets item numbers too,
-    -1 for the rows that only fill the batch.
+    `lengths[i]`. `run(batch[B, bucket·unit, …], lengths[B], indices[B])` gets item numbers too, -1 for the rows that
+    only fill the batch, which is the smallest of `batches` that holds what there is; the last of them is BATCH.
     """
     places = [bisect.bisect_left(buckets, n) for n in lengths]
     if any(place == len(buckets) for place in places):
@@ -35,13 +39,13 @@ def bucketed(
     order = sorted(range(len(items)), key=lambda i: places[i])
     for place, group in itertools.groupby(order, key=lambda i: places[i]):
         for members in itertools.batched(group, BATCH) if hasattr(itertools, "batched") else _batched(group, BATCH):
-            shape = (BATCH, buckets[place] * unit, *items[members[0]].shape[1:])
-            batch = np.zeros(shape, items[members[0]].dtype)
-            index = np.full(BATCH, -1, np.int32)
+            size = next(size for size in batches if size >= len(members))
+            batch = np.zeros((size, buckets[place] * unit, *items[members[0]].shape[1:]), items[members[0]].dtype)
+            index = np.full(size, -1, np.int32)
             index[: len(members)] = members
             for row, i in enumerate(members):
                 batch[row, : len(items[i])] = items[i]
-            steps = np.zeros(BATCH, np.int32)
+            steps = np.zeros(size, np.int32)
             steps[: len(members)] = [lengths[i] for i in members]
             for i, result in zip(members, np.asarray(run(batch, steps, index)), strict=False):
                 results[i] = result
