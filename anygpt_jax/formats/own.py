@@ -1,0 +1,34 @@
+"""The format of models that are trained here: that of their records (templates.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from anygpt_jax.formats.base import Content, Parsed
+from anygpt_jax.tasks.instructions import pair_segments
+from anygpt_jax.templates import CLOSING, Formatter, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Formatter):
+    """Segments are written in their order, `<eos>` ends an answer, and chains of modality have no markers."""
+
+    dividers = ()
+
+    @property
+    def closers(self) -> tuple[int, ...]:
+        return (self.vocabulary.marker(CLOSING["assistant"]),)
+
+    def ask(
+        self, source: str, target: str, content: Content, tokenizers: Mapping[str, object] | None = None
+    ) -> list[Segment]:
+        return pair_segments(source, target, content, tokenizers=tokenizers)
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.text.decode(ids)
+
+    def parse(self, segments: Iterable[tuple[str, Content]]) -> Parsed:
+        return Parsed(None, tuple(Segment(m, content, "assistant") for m, content in segments if len(content)))
