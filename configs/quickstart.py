@@ -134,6 +134,7 @@ def full() -> ml_collections.ConfigDict:
     t.long_records = "drop"  # or split: records longer than seq_len, counted in logs/too_long.SPLIT.jsonl
 
     # Sampling, by the modality that is being written.
+    c.format = "own"  # of prompts; of the released weights: anygpt-base or anygpt-chat (docs/formats.md)
     c.generate = g = ml_collections.ConfigDict()
     g.batch_size = 32  # answers that are written at the same time
     g.tensor_parallel = 1  # devices over which the model is cut

@@ -186,7 +186,12 @@ def pipeline() -> Any:
     vocab = Vocabulary.build(text_size=text.size, text_fingerprint=text.fingerprint, blocks=blocks)
     formatter = Formatter(vocab, text)
     engine = types.SimpleNamespace(settings=Settings(), vocabulary=vocab)
-    return types.SimpleNamespace(tokenizers=tokenizers, formatter=formatter, prompt=formatter.prompt, engine=engine)
+    return types.SimpleNamespace(
+        tokenizers=tokenizers,
+        formatter=formatter,
+        prompt=lambda segments, plan=ANY: formatter.prompt(segments),
+        engine=engine,
+    )
 
 
 @dataclasses.dataclass

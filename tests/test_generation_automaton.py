@@ -1,6 +1,7 @@
 """The automaton against every answer there is: what it allows after a prefix is what some answer continues with."""
 
 import collections
+import itertools
 
 import generation_world as world
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation import automaton
-from anygpt_jax.generation.automaton import ANY, DONE, compile_plan
+from anygpt_jax.generation.automaton import ANY, DONE, Free, Marks, compile_plan
 from anygpt_jax.modalities.base import Grammar
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
 
@@ -37,7 +38,7 @@ def tiny_vocabulary(sizes: dict[str, int]) -> Vocabulary:
     )
 
 
-def check_language(vocab: Vocabulary, machine: automaton.Automaton, answers, budget: int) -> int:
+def check_language(vocab: Vocabulary, machine: automaton.Automaton, answers, budget: int, closers=()) -> int:
     """At every prefix of every answer the allowed ids are exactly the continuations. Returns how many prefixes."""
     following = collections.defaultdict(set)
     for answer in answers:
@@ -59,7 +60,7 @@ def check_language(vocab: Vocabulary, machine: automaton.Automaton, answers, bud
         moved = _advance(machine, [nodes[b] for b, _ in moves], [counts[b] for b, _ in moves], [t for _, t in moves])
         level = []
         for (b, token), (node, count) in zip(moves, moved, strict=True):
-            assert (node == DONE) == (token == vocab.marker("<eos>"))
+            assert (node == DONE) == (token in (closers or [vocab.marker("<eos>")]))
             if node != DONE:
                 level.append(((*prefixes[b], token), node, count))
     return seen
@@ -166,3 +167,46 @@ def test_a_grammar_beyond_its_block_and_empty_text_are_refused():
         compile_plan(vocab, {"image": wide}, "image", 4)
     with pytest.raises(UserError, match="at least 1"):
         compile_plan(vocab, {}, "text", 0)
+
+
+@pytest.mark.parametrize(
+    "plan", [("text",), ("text", "speech"), ("speech",), ANY, Free(("text", "speech"), ("speech",))]
+)
+def test_an_answer_may_tell_what_it_heard_and_end_with_any_closer(plan):
+    vocab = Vocabulary.build(
+        text_size=5, text_fingerprint="t", blocks=[BlockSpec("speech", 2)],
+        markers=("[Human]", "[MMGPT]", "<eoh>", "<eos>", "<-Res->", "<-Ins->"),
+    )  # fmt: skip
+    heard, reply = vocab.marker("<-Ins->"), vocab.marker("<-Res->")
+    closers = (vocab.marker("<eos>"), vocab.eos)
+    grammar = Grammar(((0, 2),), 1, 1)
+    block, budget = vocab.block("speech"), 9
+    texts = [t for n in (1, 2) for t in itertools.product((3, 4), repeat=n)]
+    chains = [
+        (*a, heard, *b, reply, *c) for a in [(), *texts] for b in texts for c in texts if len(a + b + c) + 2 < budget
+    ]
+    first = [*texts, *chains]
+    speech = [(block.begin, code, block.end) for code in range(block.start, block.stop)]
+
+    def after(so_far, spoken):  # free: what may follow a first text or medium
+        if len(so_far) > budget:
+            return
+        if spoken or plan == ANY:
+            yield so_far
+        for medium in speech:
+            for text in [(), *texts]:
+                yield from after((*so_far, *medium, *text), True)
+
+    bodies = {
+        ("text",): lambda: first,
+        ("speech",): lambda: speech,
+        ("text", "speech"): lambda: (a + b for a in first for b in speech),
+    }
+    if isinstance(plan, tuple):
+        found = bodies[plan]()
+    else:
+        started = [(t, False) for t in first] + [((*m, *t), True) for m in speech for t in [(), *texts]]
+        found = (body for begun, spoken in started for body in after(begun, spoken))
+    answers = {(*body, closer) for body in found for closer in closers if len(body) < budget}
+    machine = compile_plan(vocab, {"speech": grammar}, plan, 2, Marks(closers, (heard, reply)))
+    assert check_language(vocab, machine, answers, budget if machine.opening is None else budget - 1, closers) >= 5

@@ -97,7 +97,7 @@ def test_text_to_image_and_its_report(anygpt):
     image = np.asarray(Image.open("fox.png"))
     report = json.loads(pathlib.Path("fox.json").read_text())
     vocab = vocabulary()
-    expected = Formatter(vocab, TextTokenizer.load()).prompt(pair_segments("text", "image", "a red fox"))
+    expected = Formatter(vocab, TextTokenizer.load()).prompt(pair_segments("text", "image", "a red fox"), "image")
     assert report["prompt"] == {"text": "a red fox", "files": [], "ids": expected.tolist()}
     (answer,) = report["answers"]
     (segment,) = answer["segments"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from anygpt_jax.formats.own import Own
 from anygpt_jax.generation import beam, round_trip
 from anygpt_jax.generation.answer import Answer, Segment
 from anygpt_jax.generation.engine import Engine
@@ -16,13 +17,12 @@ from anygpt_jax.generation.request import Request, Settings
 from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.tasks.instructions import pair_segments
-from anygpt_jax.templates import Formatter
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
 
 TEXT = TextTokenizer.load()
 VOCAB = Vocabulary.build(text_size=TEXT.size, text_fingerprint=TEXT.fingerprint, blocks=[BlockSpec("image", 12)])
 DECODER = world.decoder(VOCAB, scale=8.0)
-FORMATTER = Formatter(VOCAB, TEXT)
+FORMATTER = Own(VOCAB, TEXT)
 CODES = [np.array([1, 3, 4, 5, 6, 7, 8]), np.array([0, 11, 10, 9, 8, 7, 6]), np.array([2, 3, 3, 3, 3, 3, 3])]
 SETTINGS = Settings({"text": Sampling(0.0)}, max_text_tokens=4, batch_size=12, beams=4, round_trip=1.0)
 

@@ -80,7 +80,7 @@ def read_turns(evaluation: Evaluation, split: str) -> list[LastTurn]:
     turns = []
     for i in range(len(reader)):
         record = reader[i]
-        turn = LastTurn.of(record, engine.vocabulary, engine.text, attributes.get(record.key, {}))
+        turn = LastTurn.of(record, engine.vocabulary, evaluation.trained.formatter.text, attributes.get(record.key, {}))
         if turn is not None:
             turns.append(turn)
     turns.sort(key=lambda turn: (turn.human_turns < 2, stable_order(turn.key)))

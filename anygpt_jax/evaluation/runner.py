@@ -129,7 +129,7 @@ class Evaluation:
         """How well the text of one task is predicted."""
         engine = self.trained.engine
         return text_perplexity(
-            self.trained.decoder, engine.vocabulary, engine.text, self.workdir / "cache", task,
+            self.trained.decoder, engine.vocabulary, self.trained.formatter.text, self.workdir / "cache", task,
             self.config.evaluate.split,
         )  # fmt: skip
 

@@ -112,7 +112,7 @@ class Released:
     def _encode(self) -> Callable[[str], Sequence[int] | np.ndarray]:
         if self.legacy:
             return self.text.encode
-        processor = sentencepiece.SentencePieceProcessor(model_proto=self.text._model)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=self.text.model)
         processor.override_normalizer_spec(add_dummy_prefix=False)
         return processor.encode
 

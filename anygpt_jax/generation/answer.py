@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.templates import TEXT
 from anygpt_jax.vocabulary import Vocabulary
+
+
+class Decodes(Protocol):
+    """A text tokenizer, or a prompt format, whose text may hold dividers."""
+
+    def decode(self, ids: np.ndarray) -> str: ...
 
 
 class Segment(NamedTuple):
@@ -32,19 +38,24 @@ class Answer:
         return next((s.content for s in self.segments if s.modality == modality), None)
 
 
-def split_answer(ids: np.ndarray, vocabulary: Vocabulary, text: TextTokenizer) -> tuple[Segment, ...]:
-    """The segments of an answer's ids int32[N]; ValueError if they are not a whole answer."""
+def split_answer(
+    ids: np.ndarray, vocabulary: Vocabulary, text: Decodes, closers: Sequence[int] = ()
+) -> tuple[Segment, ...]:
+    """The segments of an answer's ids int32[N]; ValueError if they are not a whole answer.
+
+    `closers` are the format's; by default `<eos>`. Text that is nothing but spaces is no segment.
+    """
     segments: list[Segment] = []
     begins = {block.begin: block for block in vocabulary.blocks}
-    eos = vocabulary.marker("<eos>")
+    closers = closers or (vocabulary.marker("<eos>"),)
     i, words = 0, 0
     while i < len(ids):
         block = begins.get(int(ids[i]))
-        if block is None and ids[i] != eos:
+        if block is None and ids[i] not in closers:
             i += 1
             continue
-        if i > words:
-            segments.append(Segment(TEXT, text.decode(ids[words:i])))
+        if i > words and (said := text.decode(ids[words:i])):
+            segments.append(Segment(TEXT, said))
         if block is None:
             return tuple(segments)
         ends = np.flatnonzero(ids[i:] == block.end)

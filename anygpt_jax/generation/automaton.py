@@ -46,6 +46,14 @@ class Free:
 Plan = Sequence[str] | str | Free
 
 
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Of a prompt format (formats/base.py): the ids of which any one ends an answer, and those within its text."""
+
+    closers: tuple[int, ...]
+    dividers: tuple[int, ...] = ()
+
+
 class Tables(NamedTuple):
     """The automaton as arrays: R ranges of ids, N nodes, K control tokens."""
 
@@ -112,11 +120,14 @@ class _Node:
 class _Builder:
     """Nodes of one vocabulary. Node 0 is DONE."""
 
-    def __init__(self, vocabulary: Vocabulary, grammars: Mapping[str, Grammar], max_text_tokens: int):
+    def __init__(
+        self, vocabulary: Vocabulary, grammars: Mapping[str, Grammar], max_text_tokens: int, marks: Marks | None
+    ):
         self.vocabulary = vocabulary
+        self.marks = marks or Marks((vocabulary.marker("<eos>"),))
         self.grammars = grammars
         self.max_text_tokens = max_text_tokens
-        self.eos = vocabulary.marker("<eos>")
+        self.end = dict.fromkeys(self.marks.closers, DONE)
         self.nodes = [_Node(0, 0, None)]
 
     def add(self, node: _Node) -> int:
@@ -136,6 +147,16 @@ class _Builder:
             raise UserError(f"The grammar of '{modality}' speaks of codes beyond its block of {block.size} codes.")
         return self.add(_Node(1 + self.vocabulary.modalities.index(modality), block.start, grammar))
 
+    def may_tell_what_it_heard(self, first: int) -> None:
+        """The first text may instead be what was heard and the reply, which is left as that text is."""
+        if not self.marks.dividers:
+            return
+        heard, reply = self.marks.dividers
+        transcript, answer = self.text(1), self.text(1)
+        self.nodes[first].always[heard] = transcript
+        self.nodes[transcript].ends[reply] = answer
+        self.nodes[answer].ends |= self.nodes[first].ends
+
     def gate(self) -> int:
         return self.add(_Node(0, 0, None))
 
@@ -148,7 +169,7 @@ class _Builder:
 
     def tables(self) -> Tables:
         v = self.vocabulary
-        controls = [self.eos, *(i for b in v.blocks for i in (b.begin, b.end))]
+        controls = [*self.marks.closers, *self.marks.dividers, *(i for b in v.blocks for i in (b.begin, b.end))]
         column = {token: k for k, token in enumerate(controls)}
         after = self.shortest()
         count = -(-len(self.nodes) // _NODES_MULTIPLE) * _NODES_MULTIPLE
@@ -225,7 +246,11 @@ def check_plan(plan: Plan, vocabulary: Vocabulary) -> tuple[str, ...] | Free:
 
 
 def compile_plan(
-    vocabulary: Vocabulary, grammars: Mapping[str, Grammar], plan: Plan, max_text_tokens: int
+    vocabulary: Vocabulary,
+    grammars: Mapping[str, Grammar],
+    plan: Plan,
+    max_text_tokens: int,
+    marks: Marks | None = None,
 ) -> Automaton:
     """The automaton that writes exactly the modalities of the plan in order and then `<eos>`.
 
@@ -235,13 +260,13 @@ def compile_plan(
     if max_text_tokens < 1:
         raise UserError(f"max_tokens of text must be at least 1, not {max_text_tokens}.")
     steps = check_plan(plan, vocabulary)
-    builder = _Builder(vocabulary, grammars, max_text_tokens)
+    builder = _Builder(vocabulary, grammars, max_text_tokens, marks)
     if isinstance(steps, Free):
         return _free(builder, steps)
     content = [builder.text(1) if step == TEXT else builder.codes(step) for step in steps]
     for i, (step, node) in enumerate(zip(steps, content, strict=True)):
         if i + 1 == len(steps):
-            leave = {builder.eos: DONE}
+            leave = dict(builder.end)
         elif steps[i + 1] == TEXT:
             leave = {}
         else:
@@ -252,6 +277,8 @@ def compile_plan(
             builder.nodes[after].ends |= leave
             leave = {vocabulary.block(step).end: after}
         builder.nodes[node].ends |= leave
+    if steps[0] == TEXT:
+        builder.may_tell_what_it_heard(content[0])
     longest = sum(node.last_end + bool(node.ends) for node in builder.nodes)
     opening = None if steps[0] == TEXT else vocabulary.block(steps[0]).begin
     return Automaton(builder.tables(), content[0], opening, builder.shortest()[content[0]], longest)
@@ -282,18 +309,24 @@ def _free(builder: _Builder, plan: Free) -> Automaton:
     def after(owed: frozenset[str]) -> int:
         if owed not in between:
             between[owed] = node = builder.text(0) if speaks else builder.gate()
-            builder.nodes[node].ends |= begins(owed) | ({} if owed else {builder.eos: DONE})
+            builder.nodes[node].ends |= begins(owed) | ({} if owed else builder.end)
         return between[owed]
 
     start = builder.text(1) if speaks else builder.gate()
     first = begins(owed_media)
     if TEXT not in plan.must:
         builder.nodes[start].always |= first
-    builder.nodes[start].ends |= first | ({} if owed_media or not speaks else {builder.eos: DONE})
+    builder.nodes[start].ends |= first | ({} if owed_media or not speaks else builder.end)
+    if speaks:
+        builder.may_tell_what_it_heard(start)
     lengths = {node.modality: node.last_end + 2 for node in builder.nodes if node.modality}
     owed_tokens = sum(lengths[1 + vocabulary.modalities.index(m)] for m in owed_media)
     # Room for text, what must come or one medium, and text.
-    longest = 2 * builder.max_text_tokens * speaks + (owed_tokens or max(lengths.values(), default=0)) + 1
+    longest = (
+        (2 + len(builder.marks.dividers)) * (builder.max_text_tokens + 1) * speaks
+        + (owed_tokens or max(lengths.values(), default=0))
+        + 1
+    )
     return Automaton(builder.tables(), start, None, builder.shortest()[start], longest)
 
 

@@ -104,10 +104,9 @@ def _search(
             )
         for w in range(1, beams):
             state = slots.admit(state, own + w, own, tokens, fields, table)
-    eos = engine.vocabulary.marker("<eos>")
     found = _run(
         engine.graph, engine.weights, engine.plans.tables, state, jnp.float32(penalty), beams=beams, count=len(rows),
-        eos=eos,
+        closers=engine.marks.closers,
     )  # fmt: skip
     tokens, written, scores = (np.asarray(x) for x in found)
     opening = [] if machine.opening is None else [machine.opening]
@@ -117,12 +116,14 @@ def _search(
         for ids, count, score in zip(tokens[p], written[p].tolist(), scores[p].tolist(), strict=True):
             if score > -np.inf:
                 whole = np.array([*opening, *ids[len(row) : len(row) + count]], np.int32)
-                best.append((Answer(split_answer(whole, engine.vocabulary, engine.text), whole, 0), score))
+                best.append(
+                    (Answer(split_answer(whole, engine.vocabulary, engine.text, engine.marks.closers), whole, 0), score)
+                )
         answers.append(best)
     return answers
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "beams", "count", "eos"))
+@functools.partial(jax.jit, static_argnames=("graph", "beams", "count", "closers"))
 def _run(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -132,7 +133,7 @@ def _run(
     *,
     beams: int,
     count: int,
-    eos: int,
+    closers: tuple[int, ...],
 ) -> tuple[Int32[Array, "P W S"], Int32[Array, "P W"], Float[Array, "P W"]]:
     """The tokens of the best answers to every prompt, prompt included, how many were written, and the scores."""
     decoder: Decoder = nnx.merge(graph, weights)
@@ -157,21 +158,22 @@ def _run(
         mask = automaton.allowed(tables, node, run, flat(b.left), V)
         chances = jax.nn.log_softmax(jnp.where(mask, logits[:, 0].astype(jnp.float32), -jnp.inf), axis=1)
         # Of nothing that is allowed the softmax is not a number: such a beam has ended before.
+        C = (1 + len(closers)) * W  # so many candidates that W of them go on
         total = jnp.where(mask, flat(b.score)[:, None] + chances, -jnp.inf).reshape(P, W * V)
-        score, index = jax.lax.top_k(total, 2 * W)
+        score, index = jax.lax.top_k(total, C)
         parent, drawn = index // V, (index % V).astype(jnp.int32)
-        ends = drawn == eos
+        ends = jnp.isin(drawn, jnp.array(closers))
         written = b.written + 1
 
         def of_parent(x: Array) -> Array:
             return x[prompts[:, None], parent]
 
-        tokens = of_parent(b.tokens).at[prompts[:, None], jnp.arange(2 * W), of_parent(b.position) + 1].set(drawn)
+        tokens = of_parent(b.tokens).at[prompts[:, None], jnp.arange(C), of_parent(b.position) + 1].set(drawn)
         # What ends among the first W joins the best, over its length to the power of the penalty.
-        whole = jnp.where(ends & (jnp.arange(2 * W) < W), score / written.astype(jnp.float32) ** penalty, -jnp.inf)
+        whole = jnp.where(ends & (jnp.arange(C) < W), score / written.astype(jnp.float32) ** penalty, -jnp.inf)
         whole = jnp.where(b.done[:, None], -jnp.inf, whole)
         best, kept = jax.lax.top_k(jnp.concatenate([b.best, whole], 1), W)
-        lengths = jnp.concatenate([b.best_length, jnp.full((P, 2 * W), written)], 1)
+        lengths = jnp.concatenate([b.best_length, jnp.full((P, C), written)], 1)
         all_tokens = jnp.concatenate([b.best_tokens, tokens], 1)
         # The best W that do not end go on.
         score, on = jax.lax.top_k(jnp.where(ends, -jnp.inf, score), W)

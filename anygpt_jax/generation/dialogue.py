@@ -13,7 +13,7 @@ import numpy as np
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation.answer import Answer
-from anygpt_jax.generation.automaton import Plan
+from anygpt_jax.generation.automaton import ANY, Plan
 from anygpt_jax.generation.events import Codes, Text, Unfolding
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.request import Request
@@ -42,7 +42,7 @@ class Dialogue:
         The oldest turns are left out of the prompt when all do not fit. UserError if the new turn alone does not.
         `listen` hears the answer while it grows; what it raises, as an interruption, leaves the dialogue as it was.
         """
-        answer = self._written(Request(self.prompt(said), plan, seed), listen)
+        answer = self._written(Request(self.prompt(said, plan), plan, seed), listen)
         self.segments += said
         self.segments += [Segment(s.modality, s.content, "assistant") for s in answer.segments]
         return answer
@@ -50,7 +50,7 @@ class Dialogue:
     def _written(self, request: Request, listen: Callable[[Text | Codes], None]) -> Answer:
         engine = self.pipeline.engine
         job = engine.prepare(request)
-        unfolding = Unfolding(engine.vocabulary, engine.text, job.machine.opening)
+        unfolding = Unfolding(engine.vocabulary, engine.text, job.machine.opening, engine.marks.closers)
         engine.enqueue(job)
         try:
             while True:
@@ -62,10 +62,10 @@ class Dialogue:
         finally:
             engine.cancel(job.number)
 
-    def prompt(self, said: Sequence[Segment]) -> np.ndarray:
+    def prompt(self, said: Sequence[Segment], plan: Plan = ANY) -> np.ndarray:
         """int32[N]: as many of the last turns as fit, a human turn first, and the new one."""
         for start in [*self._human_turns(), len(self.segments)]:
-            ids = self.pipeline.prompt([*self.segments[start:], *said])
+            ids = self.pipeline.prompt([*self.segments[start:], *said], plan)
             if len(ids) <= self.longest:
                 return ids
         raise UserError(

@@ -25,13 +25,12 @@ from tqdm.auto import tqdm
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation import slots
-from anygpt_jax.generation.answer import Answer, split_answer
-from anygpt_jax.generation.automaton import DONE, Automaton, Plan
+from anygpt_jax.generation.answer import Answer, Decodes, split_answer
+from anygpt_jax.generation.automaton import DONE, Automaton, Marks, Plan
 from anygpt_jax.generation.plans import Plans
 from anygpt_jax.generation.request import MAX_SEED, Request, Settings
 from anygpt_jax.generation.sampling import Sampling, SamplingTable
 from anygpt_jax.modalities.base import Grammar
-from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.decode_weights import for_decoding
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.templates import TEXT
@@ -87,8 +86,9 @@ class Engine:
         vocabulary: Vocabulary,
         grammars: Mapping[str, Grammar],
         settings: Settings,
-        text: TextTokenizer,
+        text: Decodes,
         mesh: Mesh | None = None,
+        marks: Marks | None = None,
     ):
         if decoder.config.vocab_size < vocabulary.size:
             raise UserError(
@@ -100,7 +100,8 @@ class Engine:
         self.settings = settings
         self.mesh = mesh
         self.text = text
-        self.plans = Plans(vocabulary, grammars, settings.max_text_tokens)
+        self.marks = marks or Marks((vocabulary.marker("<eos>"),))
+        self.plans = Plans(vocabulary, grammars, settings.max_text_tokens, self.marks)
         with self.in_mesh():
             self.graph, self.weights = nnx.split(for_decoding(decoder, settings.weights))
         self._modalities = (TEXT, *vocabulary.modalities)
@@ -353,11 +354,11 @@ class Engine:
     def _collect(self, job: Job, ids: Int32[np.ndarray, " stride"]) -> Written:
         ids = ids[ids >= 0]
         job.written += ids.tolist()
-        if not job.written or job.written[-1] != self.vocabulary.marker("<eos>"):
+        if not job.written or job.written[-1] not in self.marks.closers:
             return Written(job.number, ids, None)
         opening = [] if job.machine.opening is None else [job.machine.opening]
         whole = np.array([*opening, *job.written], np.int32)
-        answer = Answer(split_answer(whole, self.vocabulary, self.text), whole, job.request.seed)
+        answer = Answer(split_answer(whole, self.vocabulary, self.text, self.marks.closers), whole, job.request.seed)
         score = float(self._reserved.row.score[job.slots[0]]) if job.scored else None
         del self._jobs[job.number]
         self._release(job)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int32
 
-from anygpt_jax.generation.answer import Answer
-from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.generation.answer import Answer, Decodes
 from anygpt_jax.vocabulary import Block, Vocabulary
 
 
@@ -47,11 +46,11 @@ Event = Text | Codes | Done | Failed
 class Unfolding:
     """Turns the ids of one answer, as they come, into Text and Codes. The pieces add up to the answer's segments."""
 
-    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer, opening: int | None):
+    def __init__(self, vocabulary: Vocabulary, text: Decodes, opening: int | None, closers: Sequence[int] = ()):
         self.vocabulary = vocabulary
         self.text = text
         self._begins = {block.begin: block for block in vocabulary.blocks}
-        self._eos = vocabulary.marker("<eos>")
+        self._closers = closers or (vocabulary.marker("<eos>"),)
         self._block: Block | None = None if opening is None else self._begins[opening]
         self._words: list[int] = []  # ids of the stretch of text
         self._told = ""  # of it
@@ -65,9 +64,10 @@ class Unfolding:
                     self._block, codes = None, []
                 else:
                     codes.append(token)
-            elif token in self._begins or token == self._eos:
+            elif token in self._begins or token in self._closers:
+                if self._words and ((news := self._news(whole=True)) or self._told):
+                    yield Text(news, last=True)
                 if self._words:
-                    yield Text(self._news(whole=True), last=True)
                     self._words, self._told = [], ""
                 self._block = self._begins.get(token)
             else:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -167,7 +167,10 @@ def _plan(args: argparse.Namespace, files: Sequence[tuple[str, pathlib.Path]]) -
 
 
 def human_turn(
-    command: Command, codes: Sequence[np.ndarray], tokenizers: Mapping[str, ModalityTokenizer] | None = None
+    command: Command,
+    codes: Sequence[np.ndarray],
+    tokenizers: Mapping[str, ModalityTokenizer] | None = None,
+    ask: Callable[..., list[Segment]] = pair_segments,
 ) -> list[Segment]:
     """What the model reads: the tasks' own instruction, unless the person gave one, then the media in order.
 
@@ -179,9 +182,9 @@ def human_turn(
     if command.raw or (asked and (given or target == TEXT)):
         return [*asked, *given]
     if command.prompt:
-        return pair_segments(TEXT, target, command.prompt, tokenizers=tokenizers)
+        return ask(TEXT, target, command.prompt, tokenizers=tokenizers)
     try:
-        return [*pair_segments(given[0].modality, target, codes[0], tokenizers=tokenizers), *given[1:]]
+        return [*ask(given[0].modality, target, codes[0], tokenizers=tokenizers), *given[1:]]
     except UserError as e:
         raise UserError(f"{e} Say what to do with --prompt.") from e
 
@@ -194,13 +197,13 @@ def requests_of(
         pipeline.tokenizers[modality].encode([media.read_media(path, pipeline.tokenizers[modality])])[0]
         for modality, path in command.files
     ]
-    prompt = pipeline.prompt(human_turn(command, codes, pipeline.tokenizers))
+    prompt = pipeline.prompt(human_turn(command, codes, pipeline.tokenizers, pipeline.formatter.ask), command.plan)
     if len(prompt) > config.train.seq_len:
         limit = config.train.seq_len
         raise UserError(
             f"The prompt has {len(prompt)} tokens and the model was trained on at most {limit}; shorten it."
         )
-    without = pipeline.prompt([Segment(TEXT, "", "human")])
+    without = pipeline.prompt([Segment(TEXT, "", "human")], command.plan)
     seeds = [(seed + i * len(command.seeds)) % 2**32 for seed in command.seeds for i in range(best_of)]
     return [Request(prompt, command.plan, seed, without=without) for seed in seeds]
 
@@ -257,7 +260,11 @@ def deliver(pipeline: Pipeline, command: Command, answer: Answer, index: int) ->
     """Prints the answer's text, saves its media, and describes each segment for --json."""
     described: list[dict[str, Any]] = []
     taken: dict[str, int] = {}
-    for modality, content in answer.segments:
+    parsed = pipeline.formatter.parse(answer.segments)
+    if parsed.transcript is not None:
+        print(f"heard: {parsed.transcript}", file=sys.stderr)
+        described.append({"modality": TEXT, "heard": parsed.transcript})
+    for modality, content in ((segment.modality, segment.content) for segment in parsed.segments):
         if modality == TEXT:
             print(content)
             entry: dict[str, Any] = {"modality": TEXT, "text": content}

@@ -14,8 +14,12 @@ from jax.sharding import Mesh
 
 from anygpt_jax.cache import Manifest
 from anygpt_jax.errors import UserError
+from anygpt_jax.formats.base import Format
+from anygpt_jax.formats.registry import OWN, by_name
+from anygpt_jax.formats.released import is_legacy
 from anygpt_jax.generation import beam, round_trip
 from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation.automaton import ANY, Free, Marks, Plan
 from anygpt_jax.generation.engine import Engine
 from anygpt_jax.generation.request import Request, Settings
 from anygpt_jax.generation.sampling import Sampling
@@ -24,7 +28,7 @@ from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.sharding import make_mesh
-from anygpt_jax.templates import TEXT, Formatter, Segment
+from anygpt_jax.templates import TEXT, Segment
 from anygpt_jax.training.checkpoints import LoadedModel, restore_model
 from anygpt_jax.training.compiler import keep_compiled
 from anygpt_jax.vocabulary import Vocabulary
@@ -36,7 +40,7 @@ class Pipeline:
 
     decoder: Decoder
     engine: Engine
-    formatter: Formatter
+    formatter: Format
     tokenizers: Mapping[str, ModalityTokenizer]
     step: int  # of the checkpoint
 
@@ -47,13 +51,21 @@ class Pipeline:
         tokenizers: Mapping[str, ModalityTokenizer],
         settings: Settings,
         mesh: Mesh | None = None,
+        *,
+        format: str = OWN,
+        text_from: pathlib.Path | None = None,
     ) -> Pipeline:
-        """Raises UserError if a tokenizer is not the one that the model's vocabulary was made for."""
-        text = TextTokenizer.load()
+        """Raises UserError if a tokenizer is not the one that the model's vocabulary was made for.
+
+        `text_from` is the folder of a converted model's tokenizer files; None: the text tokenizer is our own.
+        """
+        text = TextTokenizer.load(text_from / "tokenizer.model") if text_from else TextTokenizer.load()
         check_tokenizers(model.vocabulary, tokenizers, text)
         grammars = {name: tokenizer.grammar for name, tokenizer in tokenizers.items()}
-        engine = Engine(model.decoder, model.vocabulary, grammars, settings, text, mesh)
-        return cls(model.decoder, engine, Formatter(model.vocabulary, text), tokenizers, model.step)
+        spoken = by_name(format, model.vocabulary, text, legacy=text_from is None or is_legacy(text_from))
+        marks = Marks(spoken.closers, spoken.dividers)
+        engine = Engine(model.decoder, model.vocabulary, grammars, settings, spoken, mesh, marks)
+        return cls(model.decoder, engine, spoken, tokenizers, model.step)
 
     @classmethod
     def load(cls, config: ml_collections.ConfigDict, settings: Settings | None = None) -> Pipeline:
@@ -69,11 +81,20 @@ class Pipeline:
         tokenizers = base.of_config(config)
         if (workdir / "cache" / "manifest.json").is_file():
             check_fingerprints(Manifest.load(workdir / "cache"), tokenizers)
-        return cls.build(model, tokenizers, settings or Settings.from_config(config.generate), mesh)
+        files = checkpoints_of(config) / "tokenizer"
+        return cls.build(
+            model,
+            tokenizers,
+            settings or Settings.from_config(config.generate),
+            mesh,
+            format=config.get("format", OWN),
+            text_from=files if (files / "tokenizer.model").is_file() else None,
+        )
 
-    def prompt(self, segments: Sequence[Segment]) -> np.ndarray:
-        """int32[N]: the human's turn of these segments (media already as codes) and the opening of the answer."""
-        return self.formatter.prompt(segments)
+    def prompt(self, segments: Sequence[Segment], plan: Plan = ANY) -> np.ndarray:
+        """int32[N]: the turns (media already as codes) and the opening of an answer by this plan."""
+        first = None if plan == ANY or isinstance(plan, Free) else plan if isinstance(plan, str) else plan[0]
+        return self.formatter.prompt(segments, first)
 
     def answers(self, requests: Sequence[Request], *, description: str | None = None) -> list[Answer]:
         """One answer a request, in their order: by beams where all are for text alone and it is greedy, or drawn."""

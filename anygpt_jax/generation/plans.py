@@ -22,7 +22,14 @@ _SHARED = ("low", "high", "controls", "never")  # the same in the tables of ever
 class Plans:
     """`tables` hold the nodes of all plans so far. Their shapes change only when the number of nodes doubles."""
 
-    def __init__(self, vocabulary: Vocabulary, grammars: Mapping[str, Grammar], max_text_tokens: int):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        grammars: Mapping[str, Grammar],
+        max_text_tokens: int,
+        marks: automaton.Marks | None = None,
+    ):
+        self.marks = marks
         self.vocabulary = vocabulary
         self.grammars = dict(grammars)
         self.max_text_tokens = max_text_tokens
@@ -35,7 +42,7 @@ class Plans:
         """The compiled plan, whose `start` is a node of the common tables. UserError for one that cannot be."""
         key = automaton.check_plan(plan, self.vocabulary)
         if key not in self._automata:
-            alone = automaton.compile_plan(self.vocabulary, self.grammars, key, self.max_text_tokens)
+            alone = automaton.compile_plan(self.vocabulary, self.grammars, key, self.max_text_tokens, self.marks)
             self._automata[key] = dataclasses.replace(alone, start=self._append(alone.tables) + alone.start)
         return self._automata[key]
 

@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from anygpt_jax.formats.base import Format
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.model.decoder import Decoder
-from anygpt_jax.tasks.instructions import pair_segments
-from anygpt_jax.templates import TEXT, Formatter
+from anygpt_jax.templates import TEXT
 from anygpt_jax.vocabulary import Block, Vocabulary
 
 _MULTIPLE = 64  # lengths are rounded up to it: few compilations
@@ -40,13 +40,13 @@ def medium_of(prompt: Int32[np.ndarray, " N"], vocabulary: Vocabulary) -> tuple[
 
 
 def scores(
-    decoder: Decoder, formatter: Formatter, media: Sequence[tuple[Block, np.ndarray]], answers: Sequence[Answer]
+    decoder: Decoder, formatter: Format, media: Sequence[tuple[Block, np.ndarray]], answers: Sequence[Answer]
 ) -> Float[np.ndarray, " N"]:
     """log P(medium i | text of answer i), its end included, after one and the same instruction."""
     rows, firsts = [], []
     for (block, codes), answer in zip(media, answers, strict=True):
         text = str(answer.first(TEXT) or "")
-        asked = formatter.prompt(pair_segments(TEXT, block.modality, text), answer=block.modality)
+        asked = formatter.prompt(formatter.ask(TEXT, block.modality, text), answer=block.modality)
         written = np.append(formatter.vocabulary.encode_codes(block.modality, codes), block.end)
         rows.append(np.concatenate([asked, written]).astype(np.int32))
         firsts.append(len(asked))

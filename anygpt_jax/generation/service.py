@@ -110,7 +110,7 @@ class Service:
         """Takes a request; `deadline` is in seconds from now. UserError for an impossible one, Busy when too many wait."""
         with self._prepare:
             job = self.engine.prepare(request)
-        unfolding = Unfolding(self.engine.vocabulary, self.engine.text, job.machine.opening)
+        unfolding = Unfolding(self.engine.vocabulary, self.engine.text, job.machine.opening, self.engine.marks.closers)
         until = None if deadline is None else time.monotonic() + deadline
         ticket = Ticket(job, unfolding, until, self._take_back)
         with self._changed:

@@ -18,7 +18,7 @@ class TextTokenizer:
     """Pieces ↔ text. Ids 0, 1, 2 are `<unk>`/padding, `<s>` and `</s>`, as in LLaMA."""
 
     def __init__(self, model: bytes):
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     @classmethod
@@ -34,7 +34,7 @@ class TextTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._model).hexdigest()
+        return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         """int32[N], without begin and end tokens."""

@@ -54,7 +54,7 @@ class Reader:
         history, said = self._turns(chat.messages)
         plan = self._plan(chat.modalities, said)
         try:
-            prompt = Dialogue(self.pipeline, self.longest, history).prompt(said)
+            prompt = Dialogue(self.pipeline, self.longest, history).prompt(said, plan)
         except UserError as e:
             raise Refusal(400, str(e), "messages", "context_length_exceeded") from e
         budget = min(chat.budget or self.limits.new_tokens, self.limits.new_tokens)

@@ -1,4 +1,4 @@
-"""Codes to media beside the event loop: what waits is decoded together, since a batch costs what one medium does."""
+"""Codes to media beside the event loop: what waits is decoded together, up to a batch of the decoders'."""
 
 from __future__ import annotations
 
