@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation import automaton, slots
-from anygpt_jax.generation.answer import Answer, split_answer
+from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.automaton import Plan, Tables
 from anygpt_jax.generation.engine import Engine
 from anygpt_jax.generation.sampling import Sampling, SamplingTable
@@ -79,12 +79,7 @@ def _search(
     max_new_tokens: int | None,
     batch: int,
 ) -> list[list[tuple[Answer, float]]]:
-    machine = engine.plans.add(plan)
-    budget = machine.longest if max_new_tokens is None else min(machine.longest, max_new_tokens)
-    if budget < machine.shortest:
-        raise UserError(
-            f"An answer of {plan} needs at least {machine.shortest} tokens; max_new_tokens is {max_new_tokens}."
-        )
+    machine, budget = engine.planned(plan, max_new_tokens)
     rows = [engine.opened(prompt, machine) for prompt in prompts]
     length = engine.rounded(max(map(len, rows)) + budget)
     state = slots.empty(
@@ -109,18 +104,14 @@ def _search(
         closers=engine.marks.closers,
     )  # fmt: skip
     tokens, written, scores = (np.asarray(x) for x in found)
-    opening = [] if machine.opening is None else [machine.opening]
-    answers = []
-    for p, row in enumerate(rows):
-        best = []
-        for ids, count, score in zip(tokens[p], written[p].tolist(), scores[p].tolist(), strict=True):
-            if score > -np.inf:
-                whole = np.array([*opening, *ids[len(row) : len(row) + count]], np.int32)
-                best.append(
-                    (Answer(split_answer(whole, engine.vocabulary, engine.text, engine.marks.closers), whole, 0), score)
-                )
-        answers.append(best)
-    return answers
+    return [
+        [
+            (engine.whole(machine, ids[len(row) : len(row) + count], 0), score)
+            for ids, count, score in zip(tokens[p], written[p].tolist(), scores[p].tolist(), strict=True)
+            if score > -np.inf
+        ]
+        for p, row in enumerate(rows)
+    ]
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "beams", "count", "closers"))

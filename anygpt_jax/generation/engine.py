@@ -139,13 +139,7 @@ class Engine:
         """Checks a request, which `enqueue` then takes. Another thread may be within `step` meanwhile."""
         if not 0 <= request.seed < MAX_SEED:
             raise UserError(f"A seed must lie in 0..{MAX_SEED - 1}; got {request.seed}.")
-        machine = self.plans.add(request.plan)
-        cap = request.max_new_tokens
-        budget = machine.longest if cap is None else min(machine.longest, cap)
-        if budget < machine.shortest:
-            raise UserError(
-                f"An answer of {request.plan} needs at least {machine.shortest} tokens; max_new_tokens is {cap}."
-            )
+        machine, budget = self.planned(request.plan, request.max_new_tokens)
         rows = [self.opened(request.prompt, machine)]
         if any(s.guidance != 1 for s in self.sampling_of(request)):
             if request.without is None:
@@ -282,6 +276,20 @@ class Engine:
     def _attended(self, furthest: int) -> int:
         return min(self.rounded(furthest), self._reserved.tokens.shape[1])
 
+    def planned(self, plan: Plan, cap: int | None) -> tuple[Automaton, int]:
+        """The compiled plan, and the tokens that an answer may have; UserError if a cap leaves too few."""
+        machine = self.plans.add(plan)
+        budget = machine.longest if cap is None else min(machine.longest, cap)
+        if budget < machine.shortest:
+            raise UserError(f"An answer of {plan} needs at least {machine.shortest} tokens; max_new_tokens is {cap}.")
+        return machine, budget
+
+    def whole(self, machine: Automaton, written: Sequence[int], seed: int) -> Answer:
+        """The answer of these ids, and of the begin marker that the plan put before them."""
+        opening = [] if machine.opening is None else [machine.opening]
+        ids = np.array([*opening, *written], np.int32)
+        return Answer(split_answer(ids, self.vocabulary, self.text, self.marks.closers), ids, seed)
+
     def opened(self, prompt: np.ndarray, machine: Automaton) -> np.ndarray:
         """The prompt int32[N], with the begin marker of an answer that starts with codes."""
         prompt = np.asarray(prompt, np.int32)
@@ -356,9 +364,7 @@ class Engine:
         job.written += ids.tolist()
         if not job.written or job.written[-1] not in self.marks.closers:
             return Written(job.number, ids, None)
-        opening = [] if job.machine.opening is None else [job.machine.opening]
-        whole = np.array([*opening, *job.written], np.int32)
-        answer = Answer(split_answer(whole, self.vocabulary, self.text, self.marks.closers), whole, job.request.seed)
+        answer = self.whole(job.machine, job.written, job.request.seed)
         score = float(self._reserved.row.score[job.slots[0]]) if job.scored else None
         del self._jobs[job.number]
         self._release(job)
