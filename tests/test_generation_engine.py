@@ -176,11 +176,11 @@ def test_a_begin_marker_in_the_prompt_changes_nothing():
 def test_plans_share_one_compiled_loop():
     g = generator()
     g.generate(prompts(8), "image", range(8))
-    before = slots.decode._cache_size(), slots.prefill._cache_size(), slots.admit._cache_size()
+    before = slots.compiled()
     for plan in ("text", "music", ("text", "speech"), ANY):
         g.generate(prompts(8), plan, range(8))
     generator(COLD).generate(prompts(8), "image", range(8))
-    assert (slots.decode._cache_size(), slots.prefill._cache_size(), slots.admit._cache_size()) == before
+    assert slots.compiled() == before
 
 
 def test_answers_come_as_they_are_written_and_a_slot_is_taken_by_the_next():

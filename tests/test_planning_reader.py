@@ -422,3 +422,42 @@ def test_breakdowns_add_up():
     expected = {name: getattr(one, name) + 3 * getattr(other, name) for name in names}
     one.add(other, 3)
     assert dataclasses.asdict(one) == expected
+
+
+def queued(text):
+    return timeline.Timeline(hlo.parse(text), V5E, queued_memory=True).step()
+
+
+FETCHED = """
+%fused (p0: bf16[1024,512], p1: bf16[512,2048]) -> bf16[1024,2048] {
+  %p0 = bf16[1024,512]{1,0} parameter(0)
+  %p1 = bf16[512,2048]{1,0} parameter(1)
+  ROOT %conv = bf16[1024,2048]{1,0} convolution(%p0, %p1), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: bf16[1024,512], w: bf16[512,2048], k: f32[SIZE]) -> f32[SIZE] {
+  %a = bf16[1024,512]{1,0SPACE} parameter(0)
+  %w = bf16[512,2048]{1,0SPACE} parameter(1)
+  %k = f32[SIZE]{0} parameter(2)
+  %start = (f32[SIZE]{0:S(1)}, f32[SIZE]{0}, u32[]{:S(2)}) copy-start(%k)
+  %f = bf16[1024,2048]{1,0SPACE} fusion(%a, %w), kind=kOutput, calls=%fused, backend_config={"estimated_cycles":"12000"}
+  %done = f32[SIZE]{0:S(1)} copy-done(%start)
+  ROOT %r = f32[SIZE]{0:S(1)} negate(%done)
+}
+"""
+
+
+@pytest.mark.parametrize("size", [1_000, 10_000_000])
+def test_a_fetch_into_vmem_is_waited_for_unless_the_work_beside_it_is_longer(size):
+    spent = queued(FETCHED.replace("SIZE", str(size)).replace("SPACE", ":S(1)"))
+    fetch, work = 4 * size / (0.9 * BANDWIDTH), max(12000 / CLOCK, 2 * 1024 * 512 * 2048 / PEAK)
+    assert spent.prefetch_bytes == 4 * size and spent.elementwise == 0
+    assert spent.waits == pytest.approx(max(0.0, fetch - work))
+    assert spent.seconds == pytest.approx(max(fetch, work))
+    assert step(FETCHED.replace("SIZE", str(size)).replace("SPACE", ":S(1)")).seconds == pytest.approx(work)
+
+
+def test_an_operation_that_reads_memory_comes_after_what_was_being_fetched():
+    spent = queued(FETCHED.replace("SIZE", "10000000").replace("SPACE", ""))
+    moved = 4 * 10_000_000 + 2 * (1024 * 512 + 512 * 2048 + 1024 * 2048)
+    assert spent.seconds == pytest.approx(moved / (0.9 * BANDWIDTH))

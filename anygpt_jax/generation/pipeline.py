@@ -22,7 +22,6 @@ from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.automaton import ANY, Free, Marks, Plan
 from anygpt_jax.generation.engine import Engine
 from anygpt_jax.generation.request import Request, Settings
-from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
@@ -96,24 +95,43 @@ class Pipeline:
         first = None if plan == ANY or isinstance(plan, Free) else plan if isinstance(plan, str) else plan[0]
         return self.formatter.prompt(segments, first)
 
-    def answers(self, requests: Sequence[Request], *, description: str | None = None) -> list[Answer]:
-        """One answer a request, in their order: by beams where all are for text alone and it is greedy, or drawn."""
+    def answers(
+        self, requests: Sequence[Request], *, description: str | None = None, beams: int | None = None
+    ) -> list[Answer]:
+        """One answer a request, in their order: by beams where all are for text alone and it is greedy, or drawn.
+
+        `beams` is a plain search of so many, as published evaluations ask for, whatever the settings say.
+        """
         settings = self.engine.settings
+        if beams is not None:
+            settings = dataclasses.replace(settings, beams=beams, length_penalty=1.0, round_trip=0.0)
         text_alone = all(request.plan in (TEXT, (TEXT,)) for request in requests)
-        greedy = settings.sampling.get(TEXT, Sampling()).temperature == 0
+        greedy = all(self.engine.sampling_of(request)[0].temperature == 0 for request in requests)
         if not (text_alone and greedy and settings.beams > 1):
             return self.engine.answer(requests, description=description)
-        found = beam.search(
-            self.engine,
-            [request.prompt for request in requests],
-            (TEXT,),
-            beams=settings.beams,
-            length_penalty=settings.length_penalty,
+        found: list[list[tuple[Answer, float]]] = [[] for _ in requests]
+        for cap in {request.max_new_tokens for request in requests}:
+            which = [i for i, request in enumerate(requests) if request.max_new_tokens == cap]
+            searched = beam.search(
+                self.engine,
+                [requests[i].prompt for i in which],
+                (TEXT,),
+                beams=settings.beams,
+                length_penalty=settings.length_penalty,
+                max_new_tokens=cap,
+            )
+            for i, answers in zip(which, searched, strict=True):
+                found[i] = answers
+        best = (
+            self._reranked(requests, found, settings.round_trip)
+            if settings.round_trip
+            else [answers[0][0] for answers in found]
         )
-        best = self._reranked(requests, found) if settings.round_trip else [answers[0][0] for answers in found]
         return [dataclasses.replace(one, seed=request.seed) for one, request in zip(best, requests, strict=True)]
 
-    def _reranked(self, requests: Sequence[Request], found: Sequence[list[tuple[Answer, float]]]) -> list[Answer]:
+    def _reranked(
+        self, requests: Sequence[Request], found: Sequence[list[tuple[Answer, float]]], weight: float
+    ) -> list[Answer]:
         """Of every request's beams the one that finds its medium again best, where there is one medium."""
         media = [round_trip.medium_of(np.asarray(r.prompt), self.engine.vocabulary) for r in requests]
         flat = [(i, k, medium) for i, medium in enumerate(media) if medium for k in range(len(found[i]))]
@@ -124,7 +142,7 @@ class Pipeline:
         )
         total = [[score for _, score in answers] for answers in found]
         for (i, k, _), score in zip(flat, told.tolist(), strict=True):
-            total[i][k] += self.engine.settings.round_trip * score
+            total[i][k] += weight * score
         return [answers[int(np.argmax(scores))][0] for answers, scores in zip(found, total, strict=True)]
 
     def media(self, modality: str, answers: Sequence[Answer]) -> list[Any]:

@@ -7,7 +7,7 @@ all. A program is compiled once for a number of slots, a cache length and a leng
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from anygpt_jax.generation import automaton
 from anygpt_jax.generation.automaton import DONE, Tables
 from anygpt_jax.generation.sampling import SamplingTable, guide, penalize, sample
 from anygpt_jax.model.config import ModelConfig
+from anygpt_jax.model.decode_weights import compiler_options
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.kv_cache import KVCache, cache_specs, init_cache
 
@@ -108,8 +109,7 @@ def prefill(
     return state._replace(cache=decoder.decode(window, positions, state.cache, slot[None], length)[1])
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "stride", "length"), donate_argnames=("state",))
-def decode(
+def write_tokens(
     graph: nnx.GraphDef,
     weights: nnx.State,
     tables: Tables,
@@ -160,6 +160,27 @@ def decode(
     nothing = jnp.full((B, stride), -1, jnp.int32)
     _, state, written = jax.lax.while_loop(unfinished, write, (jnp.int32(0), state, nothing))
     return state, written
+
+
+@functools.cache
+def _decode_program(platform: str) -> Any:
+    return jax.jit(
+        write_tokens,
+        static_argnames=("graph", "stride", "length"),
+        donate_argnames=("state",),
+        compiler_options=compiler_options(platform),
+    )
+
+
+def decode(*args: Any, **kwargs: Any) -> tuple[State, Int32[Array, "B stride"]]:
+    """`write_tokens`, compiled for this process's devices."""
+    return _decode_program(jax.default_backend())(*args, **kwargs)
+
+
+def compiled() -> int:
+    """How many programs there are so far."""
+    programs: tuple[Any, ...] = (_decode_program(jax.default_backend()), prefill, admit)
+    return sum(program._cache_size() for program in programs)
 
 
 def _adjusted(logits: Float[Array, "B V"], state: State, settings: SamplingTable) -> Float[Array, "B V"]:

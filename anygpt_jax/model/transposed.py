@@ -33,7 +33,11 @@ class Transposed(nnx.Module):
         """x · rowsᵀ in `dtype`, by default x's. With 8 bits x is quantized too, and what is added up is int32."""
         dtype = x.dtype if dtype is None else dtype
         if not self.int8:
-            return jax.lax.dot_general(x, self.rows[...], _BY_OUTPUTS, preferred_element_type=dtype)
+            # As rows · xᵀ, which XLA would turn round: its products for CPUs are up to 1.8 times faster with the
+            # larger matrix first. The barrier keeps them so.
+            return jax.lax.optimization_barrier(
+                jax.lax.dot_general(self.rows[...], x, _BY_OUTPUTS, preferred_element_type=dtype)
+            ).T
         n = x.shape[0]
         values, scales = quantized(jnp.pad(x, ((0, max(FEWEST_ROWS - n, 0)), (0, 0))))
         sums = jax.lax.dot_general(values, self.rows[...], _BY_OUTPUTS, preferred_element_type=jnp.int32)

@@ -1,9 +1,8 @@
 """Compiles decoding for TPUs that are not there, and says how far from the memory's limit it would run.
 
-What the estimate leaves out: sampling (the largest logit is taken), the host between programs,
-what the compiler brings into VMEM ahead of its use, and latencies of a loop's small operations. What is bound by HBM
-is taken at `timeline.HBM_EFFICIENCY` of the bandwidth and the attention's sums are taken to be so: the compiler's own
-cycles for them are several times as many, and the truth lies between.
+What the estimate leaves out: sampling (the largest logit is taken), the host between programs, and latencies of a
+loop's small operations. What is bound by HBM is taken at `timeline.HBM_EFFICIENCY` of the bandwidth and the attention's
+sums are taken to be so: the compiler's own cycles for them are several times as many, and the truth lies between.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32
 
 from anygpt_jax.model.config import ModelConfig
-from anygpt_jax.model.decode_weights import for_decoding
+from anygpt_jax.model.decode_weights import compiler_options, for_decoding
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.model.kv_cache import KVCache, cache_specs, init_cache
 from anygpt_jax.model.sharding import make_mesh, param_shardings
@@ -88,11 +87,11 @@ def plan_decode(
     with jax.set_mesh(mesh):
         lowered = jax.jit(write, donate_argnums=3, out_shardings=(ids.sharding, on)).lower(params, ids, ids, cache)
         began = time.perf_counter()
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=compiler_options("tpu"))
     stats, text = compiled.memory_analysis(), compiled.as_text()
     assert stats is not None and text is not None
     step = Breakdown()
-    step.add(Timeline(parse(text), topology).step(), 1 / STEPS)
+    step.add(Timeline(parse(text), topology, queued_memory=True).step(), 1 / STEPS)
     # Of the embedding a step reads a row a token, unless it is the head as well.
     read = dict(params) if model.tied_embeddings else {k: v for k, v in params.items() if k != "embedding"}
     weights, cached = bytes_on_device(read), bytes_on_device(cache)

@@ -5,20 +5,24 @@ Matrix products take the compiler's estimated cycles, or the roofline if that is
 compiler's cycles are 2 to 4 times too long there). Attention kernels, which have no estimate, run at an assumed
 share of the peak. A collective occupies the network (ICI, or DCN between slices) first come first served; what
 of an asynchronous one is not hidden when its result is waited for is exposed, a synchronous one is exposed whole.
+With `queued_memory` HBM is a queue as well, as decoding needs it, which HBM bounds: what an operation reads comes after
+what was begun to be fetched into VMEM before it, and what is waited for is told apart (`Breakdown.waits`). A train step
+is bound by its products, and there fetches are taken as hidden behind them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from anygpt_jax.planning.chips import Topology
+from anygpt_jax.planning.chips import Chip, Topology
 from anygpt_jax.planning.collectives import DCN, Collective, base_kind, inside, read, rendezvous
 from anygpt_jax.planning.costs import FREE, Costs, is_kernel
-from anygpt_jax.planning.hlo import HOST, Computation, Instruction, Module
+from anygpt_jax.planning.hlo import HBM, HOST, Computation, Instruction, Module, Shape
 
 ATTENTION_EFFICIENCY = 0.55  # of peak, on causal FLOPs: an assumption, see `Costs.kernel_flops`
 HBM_EFFICIENCY = 0.9  # of the bandwidth, for what is bound by it
-_PREFETCH = {"copy-start", "slice-start", "dynamic-slice-start"}  # between HBM, VMEM and the host; taken as hidden
+_PREFETCH = {"copy-start", "slice-start", "dynamic-slice-start"}  # between HBM, VMEM and the host
+_FETCHED = {opcode.replace("-start", "-done") for opcode in _PREFETCH}
 
 
 @dataclasses.dataclass
@@ -29,6 +33,7 @@ class Breakdown:
     attention: float = 0.0
     elementwise: float = 0.0
     exposed: float = 0.0  # collectives that nothing hides
+    waits: float = 0.0  # for what HBM must deliver first, or has not yet delivered into VMEM
     matmul_roofline: float = 0.0  # of the same products at peak, or at HBM bandwidth
     collectives: float = 0.0  # all of them, hidden or not
     matmul_flops: float = 0.0  # recomputation included
@@ -44,7 +49,7 @@ class Breakdown:
 
     @property
     def seconds(self) -> float:
-        return self.matmul + self.attention + self.elementwise + self.exposed
+        return self.matmul + self.attention + self.elementwise + self.exposed + self.waits
 
     def add(self, other: Breakdown, times: float = 1.0) -> None:
         for field in dataclasses.fields(self):
@@ -54,16 +59,22 @@ class Breakdown:
 class Timeline:
     """The walk over one module."""
 
-    def __init__(self, module: Module, topology: Topology, attention_efficiency: float = ATTENTION_EFFICIENCY):
+    def __init__(
+        self,
+        module: Module,
+        topology: Topology,
+        attention_efficiency: float = ATTENTION_EFFICIENCY,
+        queued_memory: bool = False,
+    ):
         self.module, self.topology, self.chip = module, topology, topology.chip
-        self.attention_efficiency = attention_efficiency
+        self.attention_efficiency, self.queued_memory = attention_efficiency, queued_memory
         self.costs = Costs(module, topology.chip)
 
     def step(self) -> Breakdown:
         return self._run(self.module.entry, in_loop=False)
 
     def _run(self, computation: Computation, in_loop: bool) -> Breakdown:
-        spent, network = Breakdown(), _Network(self.topology)
+        spent, network, memory = Breakdown(), _Network(self.topology), _Memory(self.chip)
         for x in computation.instructions:
             if x.opcode in FREE:
                 continue
@@ -76,11 +87,19 @@ class Timeline:
                 branches = [self._run(called, in_loop) for called in self.module.called_by(x)]
                 spent.add(max(branches, key=lambda branch: branch.seconds, default=Breakdown()))
             elif x.opcode in _PREFETCH:
-                moved = float(x.shapes[0].bytes) if x.shapes else 0.0
-                spent.prefetch_bytes += moved
-                spent.host_bytes += moved if any(shape.space == HOST for shape in x.shapes) else 0.0
+                ends = _ends(x)
+                spent.prefetch_bytes += ends[0].bytes
+                if any(end.space == HOST for end in ends):
+                    spent.host_bytes += ends[0].bytes
+                elif self.queued_memory:
+                    memory.start(x.name, ends[0].bytes * sum(end.space == HBM for end in ends), spent)
+            elif x.opcode in _FETCHED:
+                memory.wait(_source(x, computation), spent)
             elif not self._communicate(x, computation, spent, network, in_loop):
+                began, bytes_before = spent.seconds, spent.hbm_bytes
                 self._compute(x, computation, spent)
+                if self.queued_memory:
+                    memory.use(spent.hbm_bytes - bytes_before, began, spent)
         return spent
 
     def _loop(self, x: Instruction, spent: Breakdown) -> None:
@@ -173,6 +192,34 @@ class Timeline:
             return
         bound = work.bytes / (HBM_EFFICIENCY * chip.hbm_bandwidth)
         spent.elementwise += min(cycles, bound) if cycles else bound
+
+
+def _ends(x: Instruction) -> tuple[Shape, Shape]:
+    """What an asynchronous copy writes, and what it reads that from: (target, source, …), or (operands…, target, …)."""
+    at = 0 if x.opcode == "copy-start" else len(x.operands)
+    return x.shapes[at], x.shapes[1 if at == 0 else 0]
+
+
+class _Memory:
+    """HBM's queue during one computation: first come first served, at the share of the bandwidth it gives."""
+
+    def __init__(self, chip: Chip):
+        self._bandwidth = HBM_EFFICIENCY * chip.hbm_bandwidth
+        self._free = 0.0  # when everything asked for so far has been moved
+        self._done: dict[str, float] = {}
+
+    def start(self, name: str, moved: float, spent: Breakdown) -> None:
+        """Begins to fetch into VMEM, or to write from there, beside what follows."""
+        self._free = self._done[name] = max(self._free, spent.seconds) + moved / self._bandwidth
+
+    def wait(self, name: str, spent: Breakdown) -> None:
+        spent.waits += max(0.0, self._done.pop(name, 0.0) - spent.seconds)
+
+    def use(self, moved: float, began: float, spent: Breakdown) -> None:
+        """An operation that moves these bytes itself, begun at `began`, does not end before they have had their turn."""
+        if moved:
+            self._free = max(self._free, began) + moved / self._bandwidth
+            spent.waits += max(0.0, self._free - spent.seconds)
 
 
 class _Network:

@@ -92,7 +92,7 @@ def main() -> None:
             with mock.patch.object(automaton, "allowed", allowed), mock.patch.object(automaton, "advance", advance):
                 state = started(model.config, batch, node)
                 programs[name] = (
-                    jax.jit(slots.decode.__wrapped__, static_argnames=("graph", "stride", "length"))
+                    jax.jit(slots.write_tokens, static_argnames=("graph", "stride", "length"))
                     .lower(graph, weights, plans.tables, state, jnp.bool_(False), stride=STEPS, length=LENGTH)
                     .compile()
                 )
