@@ -10,6 +10,9 @@ import pytest
 from flax import nnx
 
 from anygpt_jax.cli import load_config
+from anygpt_jax.formats.registry import NAMES
+from anygpt_jax.generation.request import Settings
+from anygpt_jax.modalities import base
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
 from anygpt_jax.vocabulary import Vocabulary
@@ -61,3 +64,16 @@ def test_a_config_has_no_key_that_the_quickstart_has_not():
         assert set(c.model) - set(known.model) <= {"attention", "matmul_barriers", "rope_scaling"}
         for section in ("train", "tokenize", "generate", "evaluate", "data"):
             assert set(c[section]) == set(known[section])
+
+
+@pytest.mark.parametrize(("stage", "seconds"), [("base", 20.0), ("chat", 5.0)])
+def test_the_released_models_have_their_format_and_the_papers_decoding(stage, seconds):
+    """Table 9 of arXiv 2402.12226: beams of five for text, top-p 0.7 for image and speech, 1.15 against repetition."""
+    c = load_config(f"{CONFIGS / 'anygpt_7b.py'}:{stage}")
+    settings = Settings.from_config(c.generate)
+    assert c.format == f"anygpt-{stage}" and c.format in NAMES
+    assert (settings.beams, settings.sampling["text"].temperature) == (5, 0.0)
+    assert settings.sampling["image"].top_p == settings.sampling["speech"].top_p == 0.7
+    assert settings.sampling["music"].repetition_penalty == 1.15
+    assert c.tokenizers.music.seconds == seconds and set(c.tokenizers) == set(c.modalities)
+    assert {c.tokenizers[m].entry for m in c.tokenizers} <= set(base.available())
