@@ -42,6 +42,8 @@ DATA = [
 ]
 SERVE = ["prometheus_client", "pydantic>=2", "starlette>=1.0", "uvicorn>=0.54"]
 EVAL = ["jinja2", "jiwer", "matplotlib", "pocketsphinx==5.1.1", "scikit-learn"]
+# Published evaluations (`anygpt evaluate --tasks`): captions' and transcripts' measures; CLIP's tokenizer.
+BENCHMARKS = ["pycocoevalcap==1.2", "tokenizers", "whisper-normalizer>=0.1.15"]
 # The TPU's runtime; it holds the compiler too, for `anygpt plan` and its tests where there is no TPU.
 TPU = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 # Training in 8 bits (`model.quantization`). Pinned: we call the function behind qwix's public entry.
@@ -65,6 +67,7 @@ DEV = [
     "ruff",
     "torch==2.13.0",
     "transformers>=5.23",
+    *BENCHMARKS,
     *QUANTIZE,
     *TPU,
 ]
@@ -94,6 +97,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,
+        "benchmarks": [*EVAL, *BENCHMARKS],
         "data": DATA,
         "eval": EVAL,
         "serve": SERVE,

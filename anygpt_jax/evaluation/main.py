@@ -41,6 +41,21 @@ PACKAGES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="PATH", help="also write the metrics to this file")
+    parser.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        help="published protocols instead, such as coco_caption,librispeech_clean (docs/evaluation.md); needs --data",
+    )
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="with a folder for each data set of --tasks, named as its task"
+    )
+    parser.add_argument("--examples", type=int, metavar="N", help="of --tasks, the first N in an order by their keys")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="answer the I-th of N parts of --tasks, from 0")
+    parser.add_argument("--out", metavar="FOLDER", help="where predictions of --tasks are kept (WORKDIR/benchmarks)")
+    parser.add_argument("--judges", metavar="FOLDER", help="with weights of the networks that judge, such as clip/")
+    parser.add_argument(
+        "--compare", metavar="FOLDER", help="the --out of another model, with which --tasks are compared"
+    )
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
@@ -49,6 +64,10 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     Finished pairs of an earlier run are kept. Of a tokenizer's config: its quality on held-out splits, into its card.
     """
     quieten()
+    if getattr(args, "tasks", None):
+        from anygpt_jax.evaluation import suite
+
+        return suite.run(config, args)
     if config.kind == "tokenizer":
         from anygpt_jax.modalities.codecs import cards
 

@@ -1,0 +1,111 @@
+"""Scores of kept predictions: no model is needed, so that they can be measured again and compared.
+
+FOLDER/predictions-*.jsonl has a line an example: {"key", "seed", "text"} or {"key", "seed", "file"}, or {"key", "error"} where
+an example could not be asked; that one counts as answered wrongly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from anygpt_jax.errors import UserError
+from anygpt_jax.evaluation.measures import Measure
+
+RESAMPLES = 1000
+FILES = "predictions-*.jsonl"
+
+
+def read_lines(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Every whole line by its key, of all files. UserError names a key that is there twice, and a line that is no line."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(FILES)):
+        data = path.read_bytes()
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                key = row["key"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}:{number} is no prediction; remove the line, and it is made again.") from None
+            if key in found:
+                raise UserError(f"{folder} has two predictions of {key}; remove one, or the folder.")
+            found[key] = row
+    return found
+
+
+def check_keys(predicted: Sequence[str], asked: Sequence[str], folder: pathlib.Path) -> None:
+    """UserError unless both are the same keys."""
+    foreign, missing = sorted(set(predicted) - set(asked)), sorted(set(asked) - set(predicted))
+    if foreign:
+        raise UserError(
+            f"{folder} has predictions of {_few(foreign)}, which the data do not have; mend the one or the other."
+        )
+    if missing:
+        raise UserError(f"{folder} lacks predictions of {_few(missing)}; run the same command again to make them.")
+
+
+def _few(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A measure's value over all examples, with its interval of 95 % by resampling them."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resamples(n: int, seed: int = 0) -> np.ndarray:
+    """int[RESAMPLES, n]: which examples each sample has."""
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+
+
+def measured(measure: Measure, rows: Float[np.ndarray, "N D"], seed: int = 0) -> Score:
+    values = [measure.score(rows[draw]) for draw in resamples(len(rows), seed)]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Score(measure.score(rows), float(low), float(high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of a second set of predictions to a first, on the same examples: positive is a higher value, better or not."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided: how often a difference of 0 or of the other sign comes of resampling, twice, at most 1
+
+
+def difference(
+    measure: Measure, first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], seed: int = 0
+) -> Difference:
+    """Paired bootstrap (Koehn 2004): both are scored on the same samples of examples."""
+    if first.shape != second.shape:
+        raise ValueError(f"rows of shape {first.shape} and {second.shape} are not of the same examples")
+    draws = resamples(len(first), seed)
+    values = np.array([measure.score(second[d]) - measure.score(first[d]) for d in draws])
+    low, high = np.quantile(values, [0.025, 0.975])
+    p = min(1.0, 2 * min(float((values <= 0).mean()), float((values >= 0).mean())))
+    return Difference(measure.score(second) - measure.score(first), float(low), float(high), p)
+
+
+def predictions_of(
+    lines: Mapping[str, Mapping[str, Any]], keys: Sequence[str], folder: pathlib.Path, load: Callable[[bytes], Any]
+) -> list[Any]:
+    """The predicted text or medium of every key in their order; None where there is an error in its place."""
+    check_keys(list(lines), keys, folder)
+
+    def one(line: Mapping[str, Any]) -> Any:
+        if "error" in line:
+            return None
+        return line["text"] if "text" in line else load((folder / line["file"]).read_bytes())
+
+    return [one(lines[key]) for key in keys]

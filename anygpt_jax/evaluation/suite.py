@@ -1,0 +1,183 @@
+"""`anygpt evaluate --tasks=…`: published protocols on a checkpoint, from data to a line of the leaderboard.
+
+WORKDIR/benchmarks/NAME has the predictions, and when all are there scores.json; WORKDIR/benchmarks/leaderboard.jsonl gets a
+line whenever a protocol is scored. With --share=I/N one of N processes answers its part; whichever ends last scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from anygpt_jax.cache import write_atomically
+from anygpt_jax.errors import UserError
+from anygpt_jax.evaluation import scoring
+from anygpt_jax.evaluation.batch import Share, examples_of, predict
+from anygpt_jax.evaluation.examples import Example
+from anygpt_jax.evaluation.judges.chosen import Judges
+from anygpt_jax.evaluation.measures import Measure
+from anygpt_jax.evaluation.originals import Reconstructor
+from anygpt_jax.evaluation.protocols import Protocol, by_name
+from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.templates import TEXT
+
+LEADERBOARD = "leaderboard.jsonl"
+SCORES = "scores.json"
+BOUNDED = 256  # examples of which the originals are judged as well
+
+
+def share_of(text: str) -> Share:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--share={text} is not I/N with I below N, such as 0/4.")
+    return Share(int(index), int(count))
+
+
+def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Answers and scores every task. UserError before any work if a name or a file is wrong."""
+    try:
+        _run(config, args)
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"{e.name} is not installed: pip install 'anygpt-jax[benchmarks]', then run the same command again; what was "
+            "answered is kept."
+        ) from e
+
+
+def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    if not args.data:
+        raise UserError("--tasks needs --data=FOLDER with a folder for each task; docs/evaluation.md tells the files.")
+    protocols = [by_name(name) for name in args.tasks.split(",") if name]
+    share = share_of(args.share)
+    for protocol in protocols:
+        protocol.register(pathlib.Path(args.data) / protocol.name)
+    out = pathlib.Path(args.out or pathlib.Path(config.workdir) / "benchmarks")
+    judges = Judges(pathlib.Path(args.judges) if args.judges else None)
+    for protocol in protocols:
+        protocol.all_measures(judges)  # what a judge lacks is said before any work
+    pipeline = Pipeline.load(config)
+    results = []
+    for protocol in protocols:
+        examples = examples_of(protocol, args.examples)
+        folder = out / protocol.name
+        predict(pipeline, protocol, examples, folder, share, int(config.seed))
+        done = scoring.read_lines(folder)
+        if len(done) < len(examples):
+            print(f"{protocol.name}: {len(examples) - len(done)} of {len(examples)} are left to the other processes")
+            continue
+        results.append(score(protocol, examples, folder, pipeline, judges))
+        note(out / LEADERBOARD, results[-1], pipeline.step)
+        if args.compare:
+            results[-1]["compared"] = compare(
+                protocol, examples, folder, pathlib.Path(args.compare) / protocol.name, pipeline, judges
+            )
+    print(table(results))
+    if args.json:
+        write_atomically(pathlib.Path(args.json), json.dumps(results, indent=1).encode())
+
+
+def rows_of(
+    protocol: Protocol, examples: Sequence[Example], folder: pathlib.Path, pipeline: Pipeline | None, judges: Judges
+) -> dict[str, tuple[Measure, np.ndarray]]:
+    """Of every measure, by its name. Text needs no pipeline: scores can be made again without the model."""
+    by_key = sorted(examples, key=lambda e: e.key)
+
+    def load(data: bytes) -> Any:
+        assert pipeline is not None, "media are read by the tokenizer"
+        return pipeline.tokenizers[protocol.target].load(data)
+
+    predictions = scoring.predictions_of(scoring.read_lines(folder), [e.key for e in by_key], folder, load)
+    references = [protocol.reference(e.attributes) for e in by_key]
+    return {m.name: (m, m.rows(references, predictions)) for m in protocol.all_measures(judges)}
+
+
+def score(
+    protocol: Protocol, examples: Sequence[Example], folder: pathlib.Path, pipeline: Pipeline | None, judges: Judges
+) -> dict[str, Any]:
+    """FOLDER/scores.json: every measure with its interval, and the rows that others have published."""
+    measured = {
+        name: dataclasses.asdict(scoring.measured(m, rows)) | {"higher_is_better": m.higher_is_better}
+        for name, (m, rows) in rows_of(protocol, examples, folder, pipeline, judges).items()
+    }
+    if protocol.target != TEXT and pipeline is not None:
+        for bound, values in bounds(protocol, examples, pipeline, judges).items():
+            for name, value in values.items():
+                measured[name][bound] = value
+    result = {
+        "task": protocol.name,
+        "title": protocol.title,
+        "n": len(examples),
+        "scores": measured,
+        "published": [dataclasses.asdict(row) for row in protocol.published],
+        "citation": protocol.citation,
+    }
+    write_atomically(folder / SCORES, json.dumps(result, indent=1).encode())
+    return result
+
+
+def bounds(
+    protocol: Protocol, examples: Sequence[Example], pipeline: Pipeline, judges: Judges
+) -> dict[str, dict[str, float]]:
+    """The measures of the originals themselves, and of what the tokenizer leaves of them: no model can be above that."""
+    known = [e for e in sorted(examples, key=lambda e: e.key) if e.target][:BOUNDED]
+    contents = [e.target for e in known if e.target]
+    references = [protocol.reference(e.attributes) for e in known]
+    tokenizer = pipeline.tokenizers[protocol.target]
+    media = {
+        "original": [tokenizer.load(data) for _, data in contents],
+        "tokenizer": Reconstructor(pipeline.tokenizers)(contents),
+    }
+    return {
+        bound: {m.name: m.score(m.rows(references, these)) for m in protocol.all_measures(judges)}
+        for bound, these in media.items()
+        if these
+    }
+
+
+def compare(
+    protocol: Protocol,
+    examples: Sequence[Example],
+    folder: pathlib.Path,
+    other: pathlib.Path,
+    pipeline: Pipeline,
+    judges: Judges,
+) -> dict[str, dict[str, float]]:
+    """Of every measure this model's value less the other's, with interval and p, on the same examples."""
+    ours, theirs = (rows_of(protocol, examples, f, pipeline, judges) for f in (folder, other))
+    return {name: dataclasses.asdict(scoring.difference(m, theirs[name][1], rows)) for name, (m, rows) in ours.items()}
+
+
+def note(path: pathlib.Path, result: dict[str, Any], step: int) -> None:
+    """Appends one line to the leaderboard, unless its last one of this task and step says the same."""
+    line = {"task": result["task"], "step": step, "n": result["n"]}
+    line |= {name: s["value"] for name, s in result["scores"].items()}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if json.dumps(line) not in lines:
+        write_atomically(path, "".join(f"{x}\n" for x in (*lines, json.dumps(line))).encode())
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Each task's measures, and under them the published rows."""
+    lines = []
+    for result in results:
+        lines.append(f"{result['title']} (n = {result['n']})")
+        for name, s in result["scores"].items():
+            better = "higher is better" if s["higher_is_better"] else "lower is better"
+            told = "".join(f", of the {bound} {s[bound]:.3f}" for bound in ("tokenizer", "original") if bound in s)
+            lines.append(f"  {name:<20}{s['value']:8.3f}  {s['low']:.3f}–{s['high']:.3f}  {better}{told}")
+            if "compared" in result:
+                d = result["compared"][name]
+                lines.append(
+                    f"  {'  less the other':<20}{d['value']:8.3f}  {d['low']:.3f}–{d['high']:.3f}  p {d['p']:.3f}"
+                )
+        for row in result["published"]:
+            told = ", ".join(f"{name} {value:g}" for name, value in row["scores"].items())
+            lines.append(f"  {row['system']:<20} {told}  ({row['where']})")
+    return "\n".join(lines)
