@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anygpt_jax.modalities.base import Audio
-from anygpt_jax.tasks.metrics.speech import SAMPLE_RATE, pcm
+from anygpt_jax.tasks.metrics.speech import SAMPLE_RATE, samples16
 
 
 @functools.cache
@@ -23,7 +23,7 @@ def _decoder() -> Any:
 
 def heard(sounds: Sequence[Audio]) -> list[str]:
     """The words of each sound, "" for none."""
-    return [_words(pcm(sound)) for sound in sounds]
+    return [_words(samples16(sound)) for sound in sounds]
 
 
 def _words(samples: bytes) -> str:

@@ -26,7 +26,7 @@ WORKERS_FROM = 24  # fewer utterances are not worth the start of other processes
 
 
 def _recognise(speech: Sequence[Audio | None]) -> list[str]:
-    pcm = [b"" if audio is None else pcm(audio) for audio in speech]
+    pcm = [b"" if audio is None else samples16(audio) for audio in speech]
     if _pool.cache_info().currsize == 0 and (len(pcm) < WORKERS_FROM or WORKERS == 1):
         return [_hear(utterance) for utterance in pcm]
     return list(_pool().map(_hear, pcm, chunksize=2))
@@ -47,7 +47,7 @@ def _pool() -> concurrent.futures.ProcessPoolExecutor:
     return concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn"))
 
 
-def pcm(audio: Audio) -> bytes:
+def samples16(audio: Audio) -> bytes:
     """16-bit samples at 16 kHz at a common loudness, with silence around."""
     samples = np.asarray(audio.samples, np.float32)
     if audio.sample_rate != SAMPLE_RATE:
