@@ -97,7 +97,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,
-        "benchmarks": [*EVAL, *BENCHMARKS],
+        "benchmarks": [*DATA, *EVAL, *BENCHMARKS],
         "data": DATA,
         "eval": EVAL,
         "serve": SERVE,

@@ -8,8 +8,9 @@ from anygpt_jax.evaluation.protocols import NAMES, by_name
 
 def test_every_file_of_every_task_is_in_an_archive():
     told = {place for archive in archives.ARCHIVES for place in archive.goes}
-    told |= {f"{name}/{file}" for name in NAMES if name.startswith("musiccaps") for file in by_name(name).files}
-    needed = {f"{name}/{file}" for name in NAMES for file in by_name(name).files}
+    # MusicCaps' sound is on a video site, clip by clip, and its table behind a login: there is no archive to check.
+    archived = [name for name in NAMES if not name.startswith("musiccaps")]
+    needed = {f"{name}/{file}" for name in archived for file in by_name(name).files}
     assert {place.rstrip("/") for place in told} == needed
 
 

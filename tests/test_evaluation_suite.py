@@ -1,6 +1,7 @@
 """Published protocols end to end: files in the published layouts, the shipped model, kept predictions, scores."""
 
 import argparse
+import copy
 import json
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ from PIL import Image
 
 from anygpt_jax import cli, serving
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation import protocols, scoring, suite
+from anygpt_jax.evaluation import follow, protocols, scoring, suite
 from anygpt_jax.evaluation.batch import Share, examples_of, predict
 from anygpt_jax.evaluation.protocols import coco, vctk, vqav2
 from anygpt_jax.generation.pipeline import Pipeline
@@ -62,7 +63,15 @@ def data(tmp_path_factory):
 
 
 def arguments(**given):
-    defaults = {"examples": None, "share": "0/1", "out": None, "compare": None, "json": None, "judges": None}
+    defaults = {
+        "examples": None,
+        "share": "0/1",
+        "out": None,
+        "compare": None,
+        "json": None,
+        "judges": None,
+        "leaderboard": None,
+    }
     return argparse.Namespace(**defaults | {k: str(v) if k != "examples" else v for k, v in given.items()})
 
 
@@ -108,6 +117,8 @@ def test_an_answer_is_the_same_however_the_work_is_shared_and_broken_off(pipelin
     assert predict(pipeline, protocol, examples, whole, Share()) == 4
     assert scoring.read_lines(whole) == expected
     assert predict(pipeline, protocol, examples, whole, Share()) == 0
+    with pytest.raises(UserError, match="has predictions by another model and seed; name another --out"):
+        predict(pipeline, protocol, examples, whole, Share(), seed=1, model="other weights")
 
 
 def test_the_verb_scores_compares_and_notes_what_it_found(data, tmp_path, capsys):
@@ -135,6 +146,25 @@ def test_the_verb_scores_compares_and_notes_what_it_found(data, tmp_path, capsys
     assert "less the other" in capsys.readouterr().out
     (noted,) = (out / suite.LEADERBOARD).read_text().splitlines()
     assert json.loads(noted)["vqa_accuracy"] == wrong
+
+
+def test_every_new_checkpoint_of_a_run_is_followed_to_its_last(data, tmp_path, monkeypatch):
+    config = copy.deepcopy(cli.shipped_config())
+    source = pathlib.Path(config.checkpoints)
+    with config.unlocked():
+        config.checkpoints = str(tmp_path / "checkpoints")
+    config.train.steps = 7000
+    looks = []
+
+    def look(_):  # while nothing is there the run saves its last checkpoint
+        looks.append(1)
+        shutil.copytree(source / "7000", tmp_path / "checkpoints" / "7000")
+
+    monkeypatch.setattr(follow.time, "sleep", look)
+    follow.run(config, arguments(tasks="vqav2", data=data, out=tmp_path / "out", examples=2))
+    assert looks == [1]
+    (line,) = (tmp_path / "out" / suite.LEADERBOARD).read_text().splitlines()
+    assert json.loads(line)["step"] == 7000 and (tmp_path / "out" / "7000" / "vqav2" / "scores.json").is_file()
 
 
 def test_pictures_are_judged_by_clip_beside_what_the_tokenizer_leaves(data, tmp_path):

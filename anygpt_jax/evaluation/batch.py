@@ -9,25 +9,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import re
+import urllib.parse
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ml_collections
 import numpy as np
 from tqdm.auto import tqdm
 
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation.examples import Example, read_split, stable_order
+from anygpt_jax.evaluation.originals import beginning
 from anygpt_jax.evaluation.protocols import PROMPT_SECONDS, SPLIT, Protocol
 from anygpt_jax.evaluation.scoring import read_lines
 from anygpt_jax.generation import voice
 from anygpt_jax.generation.answer import Answer
 from anygpt_jax.generation.media import extension
-from anygpt_jax.generation.pipeline import Pipeline
+from anygpt_jax.generation.pipeline import Pipeline, checkpoints_of
 from anygpt_jax.generation.request import Request
 from anygpt_jax.templates import TEXT, Segment
+from anygpt_jax.training import checksums
 
+_WRITERS = 16
+RECIPE = "recipe.json"  # beside the predictions: what they were made by
 _AHEAD = 8  # batches that are read, asked and written together: the slots are empty only at the end of so many
 
 
@@ -54,9 +60,16 @@ def predict(
     folder: pathlib.Path,
     share: Share,
     seed: int = 0,
+    model: str = "",
 ) -> int:
-    """Writes FOLDER/predictions-INDEX-of-COUNT.jsonl and the media; returns how many examples were asked anew."""
+    """Writes FOLDER/predictions-INDEX-of-COUNT.jsonl and the media; returns how many examples were asked anew.
+
+    `model` says which weights these are. UserError if the folder has predictions by others, or by another protocol or seed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    _claim(
+        folder, {"model": model, "task": protocol.recipe(), "format": type(pipeline.formatter).__name__, "seed": seed}
+    )
     path = folder / f"predictions-{share.index:04}-of-{share.count:04}.jsonl"
     _mend(path)
     done = read_lines(folder)
@@ -69,6 +82,24 @@ def predict(
                 bar.update()
             file.flush()
     return len(todo)
+
+
+def model_of(config: ml_collections.ConfigDict, step: int) -> str:
+    """Which weights a config's checkpoint has: the digest of its files, or where it lies if it has none."""
+    folder = checkpoints_of(config) / str(step)
+    path = folder / checksums.NAME
+    return json.loads(path.read_text())["sha256"] if path.is_file() else str(folder.absolute())
+
+
+def _claim(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
+    path = folder / RECIPE
+    if not path.is_file():
+        return write_atomically(path, json.dumps(recipe, indent=1).encode())
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if differ := [name for name in recipe if recipe[name] != known.get(name)]:
+        raise UserError(
+            f"{folder} has predictions by another {' and '.join(differ)}; name another --out, or remove the folder."
+        )
 
 
 def _mend(path: pathlib.Path) -> None:
@@ -101,15 +132,21 @@ def _answered(
         requests.append(request)
         asked.append(example)
     answers = pipeline.answers(requests, beams=protocol.beams)
-    for example, answer, medium in zip(asked, answers, _media(pipeline, protocol, asked, answers), strict=True):
-        row = {"key": example.key, "seed": answer.seed}
-        if protocol.target == TEXT:
-            yield {**row, "text": medium or ""}
-            continue
-        tokenizer = pipeline.tokenizers[protocol.target]
-        name = re.sub(r"[^\w.-]", "_", example.key) + extension(protocol.target, tokenizer)
+    rows = [{"key": example.key, "seed": answer.seed} for example, answer in zip(asked, answers, strict=True)]
+    media = _media(pipeline, protocol, asked, answers)
+    if protocol.target == TEXT:
+        yield from ({**row, "text": text or ""} for row, text in zip(rows, media, strict=True))
+        return
+    tokenizer = pipeline.tokenizers[protocol.target]
+
+    def save(key: str, medium: Any) -> str:
+        name = urllib.parse.quote(key, safe="") + extension(protocol.target, tokenizer)
         write_atomically(folder / name, tokenizer.save(medium))
-        yield {**row, "file": name}
+        return name
+
+    with ThreadPoolExecutor(_WRITERS) as pool:  # a file is on the disk before its line is: many wait together
+        names = pool.map(save, [row["key"] for row in rows], media)
+        yield from ({**row, "file": name} for row, name in zip(rows, names, strict=True))
 
 
 def _media(
@@ -138,7 +175,7 @@ def _contents(
         loaded: list[tuple[Example, Any]] = []
         for example in examples[start : start + size]:
             try:
-                loaded.append((example, tokenizer.load(example.source[1])))
+                loaded.append((example, tokenizer.load(beginning(tokenizer, example.source[1]))))
             except UserError as e:
                 yield example, e
         if loaded:

@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, metavar="N", help="of --tasks, the first N in an order by their keys")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="answer the I-th of N parts of --tasks, from 0")
     parser.add_argument("--out", metavar="FOLDER", help="where predictions of --tasks are kept (WORKDIR/benchmarks)")
+    parser.add_argument("--leaderboard", metavar="PATH", help="where a line for each task goes (OUT/leaderboard.jsonl)")
+    parser.add_argument(
+        "--follow", action="store_true", help="--tasks on every new checkpoint of a run, until its last"
+    )
     parser.add_argument("--judges", metavar="FOLDER", help="with weights of the networks that judge, such as clip/")
     parser.add_argument(
         "--compare", metavar="FOLDER", help="the --out of another model, with which --tasks are compared"
@@ -65,9 +69,9 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     """
     quieten()
     if getattr(args, "tasks", None):
-        from anygpt_jax.evaluation import suite
+        from anygpt_jax.evaluation import follow, suite
 
-        return suite.run(config, args)
+        return follow.run(config, args) if args.follow else suite.run(config, args)
     if config.kind == "tokenizer":
         from anygpt_jax.modalities.codecs import cards
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from anygpt_jax.evaluation.examples import Example
 from anygpt_jax.evaluation.statistics import MetricFn
+from anygpt_jax.modalities.audio import load_audio
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks import metrics
 from anygpt_jax.tasks.metrics.pitch import pitch_share
@@ -21,6 +22,13 @@ JUDGES: dict[str, MetricFn] = {
 
 
 FEW = 24  # utterances on which the acoustic variants of speech are compared
+
+
+def beginning(tokenizer: Any, data: bytes) -> bytes:
+    """An encoded medium; of music that is longer than the tokenizer takes, the first seconds that it does take."""
+    if tokenizer.name != "music":
+        return data
+    return tokenizer.save(tokenizer.clip(load_audio(data, sample_rate=48_000)))
 
 
 class Reconstructor:

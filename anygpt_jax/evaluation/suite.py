@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -19,12 +19,13 @@ import numpy as np
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import scoring
-from anygpt_jax.evaluation.batch import Share, examples_of, predict
+from anygpt_jax.evaluation.batch import Share, examples_of, model_of, predict
 from anygpt_jax.evaluation.examples import Example
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.measures import Measure
-from anygpt_jax.evaluation.originals import Reconstructor
+from anygpt_jax.evaluation.originals import Reconstructor, beginning
 from anygpt_jax.evaluation.protocols import Protocol, by_name
+from anygpt_jax.evaluation.suite_extremes import Extremes, extremes
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.templates import TEXT
 
@@ -52,6 +53,8 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
 
 
 def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    from anygpt_jax.evaluation import suite_report  # its Jinja is one of the things that `run` says are not installed
+
     if not args.data:
         raise UserError("--tasks needs --data=FOLDER with a folder for each task; docs/evaluation.md tells the files.")
     protocols = [by_name(name) for name in args.tasks.split(",") if name]
@@ -64,21 +67,25 @@ def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         protocol.all_measures(judges)  # what a judge lacks is said before any work
     pipeline = Pipeline.load(config)
     results = []
+    shown: dict[str, Extremes | None] = {}
     for protocol in protocols:
         examples = examples_of(protocol, args.examples)
         folder = out / protocol.name
-        predict(pipeline, protocol, examples, folder, share, int(config.seed))
+        predict(pipeline, protocol, examples, folder, share, int(config.seed), model_of(config, pipeline.step))
         done = scoring.read_lines(folder)
         if len(done) < len(examples):
             print(f"{protocol.name}: {len(examples) - len(done)} of {len(examples)} are left to the other processes")
             continue
-        results.append(score(protocol, examples, folder, pipeline, judges))
-        note(out / LEADERBOARD, results[-1], pipeline.step)
+        rows = rows_of(protocol, examples, folder, pipeline, judges)
+        results.append(score(protocol, examples, rows, folder, pipeline, judges))
+        shown[protocol.name] = extremes(protocol, examples, done, rows, folder)
+        note(pathlib.Path(args.leaderboard or out / LEADERBOARD), results[-1], pipeline.step)
         if args.compare:
-            results[-1]["compared"] = compare(
-                protocol, examples, folder, pathlib.Path(args.compare) / protocol.name, pipeline, judges
-            )
+            other = pathlib.Path(args.compare) / protocol.name
+            results[-1]["compared"] = compare(rows, rows_of(protocol, examples, other, pipeline, judges))
     print(table(results))
+    if results:
+        print(suite_report.write(out, results, shown, f"this model, step {pipeline.step:,}", BOUNDED))
     if args.json:
         write_atomically(pathlib.Path(args.json), json.dumps(results, indent=1).encode())
 
@@ -99,14 +106,19 @@ def rows_of(
 
 
 def score(
-    protocol: Protocol, examples: Sequence[Example], folder: pathlib.Path, pipeline: Pipeline | None, judges: Judges
+    protocol: Protocol,
+    examples: Sequence[Example],
+    rows: Mapping[str, tuple[Measure, np.ndarray]],
+    folder: pathlib.Path,
+    pipeline: Pipeline | None,
+    judges: Judges,
 ) -> dict[str, Any]:
     """FOLDER/scores.json: every measure with its interval, and the rows that others have published."""
     measured = {
-        name: dataclasses.asdict(scoring.measured(m, rows)) | {"higher_is_better": m.higher_is_better}
-        for name, (m, rows) in rows_of(protocol, examples, folder, pipeline, judges).items()
+        name: dataclasses.asdict(scoring.measured(m, of_all)) | {"higher_is_better": m.higher_is_better}
+        for name, (m, of_all) in rows.items()
     }
-    if protocol.target != TEXT and pipeline is not None:
+    if pipeline is not None and (protocol.target != TEXT or protocol.judged):
         for bound, values in bounds(protocol, examples, pipeline, judges).items():
             for name, value in values.items():
                 measured[name][bound] = value
@@ -127,13 +139,17 @@ def bounds(
 ) -> dict[str, dict[str, float]]:
     """The measures of the originals themselves, and of what the tokenizer leaves of them: no model can be above that."""
     known = [e for e in sorted(examples, key=lambda e: e.key) if e.target][:BOUNDED]
-    contents = [e.target for e in known if e.target]
     references = [protocol.reference(e.attributes) for e in known]
-    tokenizer = pipeline.tokenizers[protocol.target]
-    media = {
-        "original": [tokenizer.load(data) for _, data in contents],
-        "tokenizer": Reconstructor(pipeline.tokenizers)(contents),
-    }
+    media: dict[str, list[Any]]
+    if protocol.target == TEXT:
+        media = {"original": [e.target[1].decode("utf-8") for e in known if e.target]}
+    else:
+        tokenizer = pipeline.tokenizers[protocol.target]
+        contents = [(e.target[0], beginning(tokenizer, e.target[1])) for e in known if e.target]
+        media = {
+            "original": [tokenizer.load(data) for _, data in contents],
+            "tokenizer": Reconstructor(pipeline.tokenizers)(contents),
+        }
     return {
         bound: {m.name: m.score(m.rows(references, these)) for m in protocol.all_measures(judges)}
         for bound, these in media.items()
@@ -142,15 +158,9 @@ def bounds(
 
 
 def compare(
-    protocol: Protocol,
-    examples: Sequence[Example],
-    folder: pathlib.Path,
-    other: pathlib.Path,
-    pipeline: Pipeline,
-    judges: Judges,
+    ours: Mapping[str, tuple[Measure, np.ndarray]], theirs: Mapping[str, tuple[Measure, np.ndarray]]
 ) -> dict[str, dict[str, float]]:
     """Of every measure this model's value less the other's, with interval and p, on the same examples."""
-    ours, theirs = (rows_of(protocol, examples, f, pipeline, judges) for f in (folder, other))
     return {name: dataclasses.asdict(scoring.difference(m, theirs[name][1], rows)) for name, (m, rows) in ours.items()}
 
 

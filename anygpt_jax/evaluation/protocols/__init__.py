@@ -30,6 +30,8 @@ _MODULES = {
     "coco_image": "coco",
     "librispeech_clean": "librispeech",
     "librispeech_other": "librispeech",
+    "musiccaps_caption": "musiccaps",
+    "musiccaps_music": "musiccaps",
     "vctk": "vctk",
     "vqav2": "vqav2",
 }
@@ -90,6 +92,10 @@ class Protocol:
             postprocess_fn=registry.postprocess,
             metric_fns=[self.scores],
         )
+
+    def recipe(self) -> str:
+        """What an answer depends on beside the model and the example."""
+        return f"{self.name}: {self.sampling}, {self.beams} beams, at most {self.max_new_tokens} tokens"
 
     def check(self, folder: pathlib.Path) -> None:
         missing = [name for name in self.files if not any(folder.glob(name))]
