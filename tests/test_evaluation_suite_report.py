@@ -60,7 +60,7 @@ def score(value, higher=True, **bounds):
 def result(task, scores, n, **more):
     protocol = protocols.by_name(task)
     return {
-        "task": task, "title": protocol.title, "n": n, "scores": scores, "citation": protocol.citation,
+        "task": task, "title": protocol.title, "n": n, "published_n": protocol.examples, "step": 4000, "scores": scores, "citation": protocol.citation,
         "published": [dataclasses.asdict(row) for row in protocol.published], **more,
     }  # fmt: skip
 
@@ -220,4 +220,4 @@ def test_what_was_scored_before_is_on_the_page_without_examples(tmp_path):
     before = result("vqav2", {"vqa_accuracy": score(0.3)}, 10)
     (tmp_path / "vqav2" / "scores.json").write_text(json.dumps(before))
     rows = Page(page_of(tmp_path, [result("coco_caption", {"cider": score(0.9)}, 9)])).rows
-    assert [suite_report.BEFORE, "0.300 0.200 to 0.400"] in rows
+    assert ["measured before, step 4000", "0.300 0.200 to 0.400"] in rows

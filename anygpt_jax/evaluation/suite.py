@@ -126,6 +126,8 @@ def score(
         "task": protocol.name,
         "title": protocol.title,
         "n": len(examples),
+        "published_n": protocol.examples,
+        "step": None if pipeline is None else pipeline.step,
         "scores": measured,
         "published": [dataclasses.asdict(row) for row in protocol.published],
         "citation": protocol.citation,

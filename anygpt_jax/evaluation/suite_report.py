@@ -33,22 +33,17 @@ from anygpt_jax.modalities.pictures import load_picture
 from anygpt_jax.templates import TEXT
 
 PAGE = "index.html"
-BEFORE = "a model, measured before"  # its row's name: which one it was, its scores do not say
+BEFORE = "measured before, step {}"  # the row of a task that this run has not scored
 MEDIA = "media"
 INSIDE = 1_000_000  # bytes of media that travel inside the page
 SIDE = 448  # pixels: a larger picture is made smaller for the page
 BOUNDS = ("original", "tokenizer")
-# How many examples the published figures are over. AnyGPT says it of no set of VCTK.
-PUBLISHED_OVER = {
-    "coco_caption": 5_000, "coco_image": 30_000, "librispeech_clean": 2_620, "librispeech_other": 2_939,
-    "vqav2": 214_354,
-}  # fmt: skip
 NAMES = {
     "cider": "CIDEr", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "vqa_accuracy": "VQA accuracy",
     "clip_i": "CLIP, to the picture", "clip_t": "CLIP, to the caption",
     "wer": "word error rate", "wer_paper": "word error rate, the paper’s normalizer",
     "wer_whisper": "word error rate, Whisper’s normalizer", "wer_pocketsphinx": "word error rate, by PocketSphinx",
-    "similarity": "speaker similarity", "speaker_resemblyzer": "speaker similarity, by Resemblyzer",
+    "similarity": "speaker similarity", "clap_score": "CLAP, music and text", "speaker_resemblyzer": "speaker similarity, by Resemblyzer",
 }  # fmt: skip
 _CITED = re.compile(r"arXiv (\d{4}\.\d{4,5})|doi (10\.\d{4,9}/[\w./-]+\w)")
 
@@ -81,7 +76,7 @@ def write(
         tasks=[
             {
                 **result,
-                **table(result, model if result["task"] in now else BEFORE),
+                **table(result, model if result["task"] in now else BEFORE.format(result.get("step"))),
                 "lost": lost(result),
                 "notes": notes(result),
                 "extremes": found,
@@ -151,7 +146,7 @@ def lost(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What must be known before a figure is held against another."""
     found = []
-    full, n = PUBLISHED_OVER.get(result["task"]), result["n"]
+    full, n = result.get("published_n"), result["n"]
     if full and n < full:
         whose = "The published figures are over" if result["published"] else "The published set has"
         found.append(f"Measured on {n:,} examples. {whose} {full:,}.")

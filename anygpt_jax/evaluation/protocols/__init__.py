@@ -64,6 +64,7 @@ class Protocol:
     beams: int
     max_new_tokens: int
     citation: str
+    examples: int | None  # of the published set, where that is one: with fewer a score is another's
     published: tuple[Published, ...] = ()
     # Further measures, by networks that are loaded when they are needed.
     judged: Callable[[Judges], tuple[Measure, ...]] | None = None

@@ -73,6 +73,7 @@ PROTOCOLS = {
         beams=5,  # AnyGPT, table 9; SEED-LLaMA's captions too (its repository, issue 9)
         max_new_tokens=64,
         citation="Chen et al. 2015 (arXiv 1504.00325); split of Karpathy and Fei-Fei 2015 (arXiv 1412.2306)",
+        examples=5_000,
         published=(
             Published("AnyGPT 8B", {"cider": 1.075}, "arXiv 2402.12226"),
             Published("SEED-LLaMA 8B", {"cider": 1.236}, "arXiv 2402.12226"),
@@ -96,6 +97,7 @@ PROTOCOLS = {
         beams=1,
         max_new_tokens=4096,
         citation="GILL's protocol (Koh et al. 2023, arXiv 2305.17216); it takes 30,000 captions of the validation split",
+        examples=30_000,
         published=(
             Published("AnyGPT 8B", {"clip_i": 0.65}, "arXiv 2402.12226"),
             Published("SEED-LLaMA 8B", {"clip_i": 0.69}, "arXiv 2402.12226"),

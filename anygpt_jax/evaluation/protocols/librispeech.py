@@ -32,7 +32,7 @@ def _utterance(folder: pathlib.Path, line: str) -> Iterator[Example]:
     }
 
 
-def _protocol(subset: str, published: tuple[Published, ...]) -> Protocol:
+def _protocol(subset: str, examples: int, published: tuple[Published, ...]) -> Protocol:
     return Protocol(
         name=f"librispeech_{subset.removeprefix('test-')}",
         title=f"LibriSpeech {subset}",
@@ -48,6 +48,7 @@ def _protocol(subset: str, published: tuple[Published, ...]) -> Protocol:
         beams=5,
         max_new_tokens=256,
         citation="Panayotov et al. 2015, ICASSP",
+        examples=examples,
         published=published,
     )
 
@@ -57,6 +58,7 @@ PROTOCOLS = {
     for p in (
         _protocol(
             "test-clean",
+            2_620,
             (
                 Published("AnyGPT 8B", {"wer_paper": 0.085}, "arXiv 2402.12226"),
                 Published("Whisper large-v2", {"wer_paper": 0.027}, "arXiv 2402.12226"),
@@ -65,6 +67,6 @@ PROTOCOLS = {
                 Published("AR-Omni 7B", {"wer_paper": 0.094}, "arXiv 2601.17761"),
             ),
         ),
-        _protocol("test-other", ()),
+        _protocol("test-other", 2_939, ()),
     )
 }

@@ -86,6 +86,7 @@ PROTOCOLS = {
         beams=5,  # AnyGPT, table 9
         max_new_tokens=256,
         citation=CITATION,
+        examples=5_521,
         published=(
             Published("real captions", {"clap_score": 0.16}, "arXiv 2402.12226"),
             Published("AnyGPT 8B", {"clap_score": 0.11}, "arXiv 2402.12226"),
@@ -106,6 +107,7 @@ PROTOCOLS = {
         beams=1,
         max_new_tokens=4096,
         citation=CITATION,
+        examples=5_521,
         published=(
             Published("AnyGPT 8B", {"clap_score": 0.14}, "arXiv 2402.12226"),
             Published("Riffusion", {"clap_score": 0.19}, "arXiv 2402.12226"),

@@ -79,6 +79,7 @@ PROTOCOLS = {
         beams=1,
         max_new_tokens=4096,
         citation="Yamagishi et al. 2019 (doi 10.7488/ds/2645); VALL-E's way (arXiv 2301.02111)",
+        examples=None,
         published=(  # by Whisper medium and WavLM-TDNN: other judges than ours
             Published("ground truth", {"wer": 0.019, "similarity": 0.93}, "arXiv 2402.12226"),
             Published("VALL-E", {"wer": 0.079, "similarity": 0.75}, "arXiv 2402.12226"),

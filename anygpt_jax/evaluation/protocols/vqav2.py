@@ -55,6 +55,7 @@ PROTOCOLS = {
         beams=1,
         max_new_tokens=16,
         citation="Goyal et al. 2017 (arXiv 1612.00837)",
+        examples=214_354,
         # AnyGPT's own words for it (its repository, prompter.py).
         question=lambda a: f"{a['question']} Please provide an accurate answer consisting of only one word or phrase.",
     )
