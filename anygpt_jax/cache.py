@@ -206,6 +206,15 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def whole_lines(path: pathlib.Path) -> list[bytes]:
+    """The lines of a file that is appended to, none if there is none; a last one that was cut off is removed from it."""
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_atomically(path, whole)
+    return whole.splitlines()
+
+
 def write_shard(
     cache: str | pathlib.Path,
     stem: str,

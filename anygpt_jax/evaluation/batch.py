@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from tqdm.auto import tqdm
 
-from anygpt_jax.cache import write_atomically
+from anygpt_jax.cache import whole_lines, write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation.examples import Example, read_split, stable_order
 from anygpt_jax.evaluation.originals import beginning
@@ -71,7 +71,7 @@ def predict(
         folder, {"model": model, "task": protocol.recipe(), "format": type(pipeline.formatter).__name__, "seed": seed}
     )
     path = folder / f"predictions-{share.index:04}-of-{share.count:04}.jsonl"
-    _mend(path)
+    whole_lines(path)  # what was cut off is asked again
     done = read_lines(folder)
     todo = [e for e in examples[share.index :: share.count] if e.key not in done]
     size = _AHEAD * pipeline.engine.settings.batch_size
@@ -100,16 +100,6 @@ def _claim(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} has predictions by another {' and '.join(differ)}; name another --out, or remove the folder."
         )
-
-
-def _mend(path: pathlib.Path) -> None:
-    """Removes a last line that was cut off."""
-    data = path.read_bytes() if path.is_file() else b""
-    if whole := data[: data.rfind(b"\n") + 1]:
-        if whole != data:
-            write_atomically(path, whole)
-    elif data:
-        path.unlink()
 
 
 def _answered(

@@ -18,7 +18,7 @@ import ml_collections
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.cli import load_config
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation import report_media, report_training
+from anygpt_jax.evaluation import pages, report_media, report_training
 from anygpt_jax.evaluation.main import read_timings
 
 log = logging.getLogger(__name__)
@@ -85,36 +85,32 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
         measured = metrics.get("shipped", measured)
     matrix = measured["matrix"]
     training = report_training.values(workdir)
-    files = importlib.resources.files("anygpt_jax.evaluation")
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text("utf-8")),
-    )
-    environment.filters["number"] = number
-    return environment.get_template("report.html.j2").render(
-        name=workdir.resolve().name,
-        modalities=sorted(matrix, key=lambda m: MODALITIES.index(m) if m in MODALITIES else len(MODALITIES)),
-        cells={s: {t: cell(s, t, e) for t, e in row.items()} for s, row in matrix.items()},
-        verdicts=verdicts(measured),
-        metric_names=METRIC_NAMES,
-        marks=len(THRESHOLDS),
-        training=training,
-        facts=training_facts(training["rows"], training["newest"].get("config", {})),
-        duration=report_training.duration,
-        commit=report_training.commit,
-        samples=[s for s in (sample_set(workdir, *pair) for pair in shown_pairs(measured)) if s["rows"]],
-        ways=WAYS,
-        hard=measured.get("hard", {}),
-        dialogues=dialogue_rows(measured.get("dialogues", {})),
-        text=measured.get("text", {}),
-        tokenizers=measured.get("tokenizers", {}),
-        tokenizer_marks={(m, name): (mark, higher) for m, name, mark, higher in TOKENIZER_THRESHOLDS},
-        timings=metrics.get("timings", []),
-        versions=metrics.get("versions", {}),
-        step=measured.get("step"),
-        sources=source_rows(),
+    return (
+        pages.environment(number=number)
+        .get_template("report.html.j2")
+        .render(
+            name=workdir.resolve().name,
+            modalities=sorted(matrix, key=lambda m: MODALITIES.index(m) if m in MODALITIES else len(MODALITIES)),
+            cells={s: {t: cell(s, t, e) for t, e in row.items()} for s, row in matrix.items()},
+            verdicts=verdicts(measured),
+            metric_names=METRIC_NAMES,
+            marks=len(THRESHOLDS),
+            training=training,
+            facts=training_facts(training["rows"], training["newest"].get("config", {})),
+            duration=report_training.duration,
+            commit=report_training.commit,
+            samples=[s for s in (sample_set(workdir, *pair) for pair in shown_pairs(measured)) if s["rows"]],
+            ways=WAYS,
+            hard=measured.get("hard", {}),
+            dialogues=dialogue_rows(measured.get("dialogues", {})),
+            text=measured.get("text", {}),
+            tokenizers=measured.get("tokenizers", {}),
+            tokenizer_marks={(m, name): (mark, higher) for m, name, mark, higher in TOKENIZER_THRESHOLDS},
+            timings=metrics.get("timings", []),
+            versions=metrics.get("versions", {}),
+            step=measured.get("step"),
+            sources=source_rows(),
+        )
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import importlib.resources
 import io
 import itertools
 import json
@@ -17,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import markupsafe
 import numpy as np
 import soundfile
@@ -25,6 +23,7 @@ from PIL import Image
 
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
+from anygpt_jax.evaluation import pages
 from anygpt_jax.evaluation.report_media import data_uri
 from anygpt_jax.evaluation.scoring import RESAMPLES
 from anygpt_jax.evaluation.suite_extremes import Extremes
@@ -64,29 +63,25 @@ def write(
     scored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/scores.json"))]
     every = [*results, *(result for result in scored if result["task"] not in now)]
     extremes_of = {task: found for task, found in examples.items() if found}
-    files = importlib.resources.files("anygpt_jax.evaluation")
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text("utf-8")),
-    )
-    environment.filters |= {"number": number, "cited": cited}
-    page = environment.get_template("suite_report.html.j2").render(
-        tasks=[
-            {
-                **result,
-                **table(result, model if result["task"] in now else BEFORE.format(result.get("step"))),
-                "lost": lost(result),
-                "notes": notes(result),
-                "extremes": found,
-            }
-            for result in every
-            for found in [extremes_of.get(result["task"])]
-        ],
-        names=NAMES,
-        bounded=bounded,
-        medium=_Media(out, list(extremes_of.values())).tag,
+    page = (
+        pages.environment(number=number, cited=cited)
+        .get_template("suite_report.html.j2")
+        .render(
+            tasks=[
+                {
+                    **result,
+                    **table(result, model if result["task"] in now else BEFORE.format(result.get("step"))),
+                    "lost": lost(result),
+                    "notes": notes(result),
+                    "extremes": found,
+                }
+                for result in every
+                for found in [extremes_of.get(result["task"])]
+            ],
+            names=NAMES,
+            bounded=bounded,
+            medium=_Media(out, list(extremes_of.values())).tag,
+        )
     )
     write_atomically(out / PAGE, page.encode())
     return out / PAGE

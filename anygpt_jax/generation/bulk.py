@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from anygpt_jax.cache import whole_lines
 from anygpt_jax.errors import UserError
 from anygpt_jax.generation import media
 from anygpt_jax.generation.answer import Answer
@@ -63,14 +64,7 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def answered(folder: pathlib.Path) -> set[str]:
     """The keys of the whole lines of answers.jsonl; a last line that was cut off is removed from the file."""
-    path = folder / ANSWERS
-    if not path.is_file():
-        return set()
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        path.write_bytes(whole)
-    return {json.loads(line)["key"] for line in whole.splitlines()}
+    return {json.loads(line)["key"] for line in whole_lines(folder / ANSWERS)}
 
 
 def run(args: argparse.Namespace, pipeline: Pipeline, ask: Ask) -> int:

@@ -6,7 +6,6 @@ scale: figures of two of them cannot be set beside each other, and papers seldom
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import judges
+from anygpt_jax.evaluation.judges import folders
 from anygpt_jax.evaluation.judges.clap_mels import ClapMels
 from anygpt_jax.evaluation.judges.clap_network import IGNORED, ClapConfig, ClapNetwork, layout
 from anygpt_jax.evaluation.judges.clap_roberta import RobertaSettings
@@ -81,19 +81,8 @@ class Clap:
 
 def tokenizer(path: pathlib.Path, settings: RobertaSettings) -> Callable[[Sequence[str]], Int[np.ndarray, "B N"]]:
     """Texts → ids, padded after their end. UserError if the file is not there or not of the network."""
-    if importlib.util.find_spec("tokenizers") is None:
-        raise UserError("CLAP reads texts with the package tokenizers; run `pip install tokenizers`.")
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        raise UserError(f"There is no {path}; copy the whole folder of a Hugging Face ClapModel.")
-    try:
-        loaded = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises Exception itself
-        raise UserError(f"{path} is not a tokenizer ({e}); copy or download it again.") from e
     length = min(TOKENS, settings.longest)
-    loaded.no_padding()
-    loaded.enable_truncation(length)
+    loaded = folders.read_tokenizer(path, "ClapModel", length)
     if loaded.encode("").ids != [settings.begin, settings.end] or loaded.get_vocab_size() > settings.vocabulary:
         raise UserError(
             f"{path} has {loaded.get_vocab_size()} tokens and makes {loaded.encode('').ids} of an empty text; the network "
@@ -101,10 +90,4 @@ def tokenizer(path: pathlib.Path, settings: RobertaSettings) -> Callable[[Sequen
             "tokenizer.json that came with it."
         )
 
-    def ids(texts: Sequence[str]) -> np.ndarray:
-        found = np.full((len(texts), length), settings.pad, np.int32)
-        for row, encoding in zip(found, loaded.encode_batch(list(texts)), strict=True):
-            row[: len(encoding.ids)] = encoding.ids
-        return found
-
-    return ids
+    return folders.padded(loaded, length, settings.pad)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import pathlib
 
 import numpy as np
 from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.judges.clap_network import read_json
+from anygpt_jax.evaluation.judges import mels
+from anygpt_jax.evaluation.judges.folders import read_json
 from anygpt_jax.modalities.audio import resample
 from anygpt_jax.modalities.base import Audio
 
@@ -33,7 +32,7 @@ class ClapMels:
     @classmethod
     def from_json(cls, path: pathlib.Path) -> ClapMels:
         """Of a preprocessor_config.json. UserError if it wants other steps than these."""
-        config = read_json(path)
+        config = read_json(path, "ClapModel")
         for name, needed in (("padding", "repeatpad"), ("truncation", "rand_trunc")):
             if config.get(name, needed if name == "padding" else "fusion") != needed:
                 raise UserError(
@@ -55,16 +54,6 @@ class ClapMels:
     def frames(self) -> int:
         return 1 + self.length // self.hop
 
-    @functools.cached_property
-    def bank(self) -> Float[np.ndarray, "bins M"]:
-        """Triangles of area 1 over frequencies in Hz, their corners equally spaced on Slaney's scale (1998, Auditory
-        Toolbox), which is linear up to 1 kHz and logarithmic above."""
-        corners = _hz(np.linspace(_mel(self.lowest), _mel(self.highest), self.mels + 2))
-        bins = np.linspace(0, self.sample_rate / 2, self.n_fft // 2 + 1)[:, None]
-        rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
-        falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
-        return np.maximum(0, np.minimum(rising, falling)) * 2 / (corners[2:] - corners[:-2])
-
     def __call__(self, sound: Audio) -> Float[np.ndarray, "T M"]:
         """float32; frame t is centred on sample t · hop, and the sound goes on mirrored at its ends.
 
@@ -78,15 +67,6 @@ class ClapMels:
         samples = np.tile(samples, self.length // len(samples))
         samples = np.pad(samples, (0, self.length - len(samples)))
         padded = np.pad(samples, self.n_fft // 2, mode="reflect")
-        frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop]
-        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_fft) / self.n_fft)
-        powers = np.abs(np.fft.rfft(frames * window)) ** 2 @ self.bank
+        bank = mels.filterbank(self.sample_rate, self.n_fft, self.mels, self.lowest, self.highest)
+        powers = mels.powers(padded, self.hop, bank)
         return (10 * np.log10(np.maximum(powers, FLOOR))).astype(np.float32)
-
-
-def _mel(hz: float) -> float:
-    return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
-
-
-def _hz(mel: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))

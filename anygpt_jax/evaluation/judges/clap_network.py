@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation.judges.clap_roberta import Roberta, RobertaSettings
 from anygpt_jax.evaluation.judges.clap_swin import Swin, SwinSettings
 from anygpt_jax.evaluation.judges.clip_network import unit
+from anygpt_jax.evaluation.judges.folders import read_json
 from anygpt_jax.interop.tokenizers.rules import Layout, conv2d, conv_layer, linear, made, norm, same, stacked
 
 # Of training, and numbers of positions and kinds that follow from the configuration.
@@ -58,7 +58,7 @@ class ClapConfig:
     @classmethod
     def from_json(cls, path: pathlib.Path) -> ClapConfig:
         """Of a Hugging Face ClapModel's config.json. UserError if it is of another network, or of one with fusion."""
-        config = read_json(path)
+        config = read_json(path, "ClapModel")
         if config.get("model_type") != "clap":
             raise UserError(f"{path} describes a '{config.get('model_type')}' model; take the folder of a ClapModel.")
         text, audio = TEXT | (config.get("text_config") or {}), AUDIO | (config.get("audio_config") or {})
@@ -80,16 +80,6 @@ class ClapConfig:
         except ValueError as e:
             raise UserError(f"{path} does not fit: {e}; take the folder of a ClapModel.") from e
         return cls(made_audio, made_text, config.get("projection_dim", 512))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """UserError if there is no such file, or it is no JSON object."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as e:
-        raise UserError(f"There is no {path}; copy the whole folder of a Hugging Face ClapModel.") from e
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{path} is not a JSON object ({e}); copy or download it again.") from e
 
 
 def _require(path: pathlib.Path, config: Mapping[str, Any], values: Mapping[str, Any]) -> None:

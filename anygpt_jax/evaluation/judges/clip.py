@@ -8,7 +8,6 @@ two pictures, for a picture and its caption have about 0.25.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -18,7 +17,9 @@ from PIL import Image
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import judges
-from anygpt_jax.evaluation.judges.clip_network import IGNORED, LEGACY_END, ClipConfig, ClipNetwork, layout, read_json
+from anygpt_jax.evaluation.judges import folders
+from anygpt_jax.evaluation.judges.clip_network import IGNORED, LEGACY_END, ClipConfig, ClipNetwork, layout
+from anygpt_jax.evaluation.judges.folders import read_json
 from anygpt_jax.interop.tokenizers import files
 from anygpt_jax.modalities.codecs import batching, released, weights
 
@@ -39,7 +40,7 @@ class Preprocessing:
     @classmethod
     def from_json(cls, path: pathlib.Path) -> Preprocessing:
         """Of a preprocessor_config.json. UserError if it wants other steps than these."""
-        config = read_json(path)
+        config = read_json(path, "CLIPModel")
         steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
         if off := [step for step in steps if not config.get(step, True)]:
             raise UserError(f"{path} leaves out {', '.join(off)}, which CLIP needs; take the one of a CLIPModel.")
@@ -122,18 +123,7 @@ class Clip:
 
 def tokenizer(path: pathlib.Path, config: ClipConfig) -> Callable[[Sequence[str]], Int[np.ndarray, "B N"]]:
     """Texts → ids, zeros after their end. UserError if the file is not there or not of the network."""
-    if importlib.util.find_spec("tokenizers") is None:
-        raise UserError("CLIP reads texts with the package tokenizers; run `pip install tokenizers`.")
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        raise UserError(f"There is no {path}; copy the whole folder of a Hugging Face CLIPModel.")
-    try:
-        loaded = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises Exception itself
-        raise UserError(f"{path} is not a tokenizer ({e}); copy or download it again.") from e
-    loaded.no_padding()
-    loaded.enable_truncation(config.text.positions)
+    loaded = folders.read_tokenizer(path, "CLIPModel", config.text.positions)
     ends = config.end == LEGACY_END or config.end in loaded.encode("").ids
     if not ends or loaded.get_vocab_size() > config.text.vocabulary:
         raise UserError(
@@ -141,10 +131,4 @@ def tokenizer(path: pathlib.Path, config: ClipConfig) -> Callable[[Sequence[str]
             f"{config.end}; the network has {config.text.vocabulary}: take the tokenizer.json that came with it."
         )
 
-    def ids(texts: Sequence[str]) -> np.ndarray:
-        found = np.zeros((len(texts), config.text.positions), np.int32)
-        for row, encoding in zip(found, loaded.encode_batch(list(texts)), strict=True):
-            row[: len(encoding.ids)] = encoding.ids
-        return found
-
-    return ids
+    return folders.padded(loaded, config.text.positions, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.evaluation.judges.folders import read_json
 from anygpt_jax.interop.tokenizers.rules import Layout, conv2d, linear, made, norm, same, stacked
 from anygpt_jax.interop.tokenizers.unclip import text_layout
 from anygpt_jax.modalities.codecs import vit
@@ -61,7 +61,7 @@ class ClipConfig:
     @classmethod
     def from_json(cls, path: pathlib.Path) -> ClipConfig:
         """Of a Hugging Face CLIPModel's config.json. UserError if it is of another network."""
-        config = read_json(path)
+        config = read_json(path, "CLIPModel")
         if config.get("model_type") != "clip":
             raise UserError(f"{path} describes a '{config.get('model_type')}' model; take the folder of a CLIPModel.")
         text, vision = _part(config, "text_config", TEXT), _part(config, "vision_config", VISION)
@@ -77,16 +77,6 @@ class ClipConfig:
             )  # fmt: skip
         except ValueError as e:
             raise UserError(f"{path} does not fit: {e}; take the folder of a CLIPModel.") from e
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """UserError if there is no such file, or it is no JSON object."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as e:
-        raise UserError(f"There is no {path}; copy the whole folder of a Hugging Face CLIPModel.") from e
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{path} is not a JSON object ({e}); copy or download it again.") from e
 
 
 def _part(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ these. Of two seconds of speech a vector is unsure: compare sounds of four and m
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import pathlib
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import judges
-from anygpt_jax.evaluation.judges import legacy_pickles
+from anygpt_jax.evaluation.judges import legacy_pickles, mels
 from anygpt_jax.interop.tokenizers.rules import Layout, linear, made, same
 from anygpt_jax.modalities.audio import resample
 from anygpt_jax.modalities.base import Audio
@@ -65,34 +64,14 @@ def layout() -> Layout:
     return found
 
 
-@functools.cache
-def filterbank() -> Float[np.ndarray, "bins mels"]:
-    """Triangles of area 1 over frequencies in Hz, their corners equally spaced from 0 to 8 kHz on Slaney's scale.
-
-    The scale (Slaney 1998, Auditory Toolbox) is linear up to 1 kHz, at 200/3 Hz a mel, and logarithmic above, where
-    27 mels are a factor of 6.4.
-    """
-
-    def hz(mel: np.ndarray) -> np.ndarray:
-        return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
-
-    top = 15 + 27 * math.log(SAMPLE_RATE / 2 / 1000) / math.log(6.4)
-    corners = hz(np.linspace(0, top, MELS + 2))
-    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
-    rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
-    return np.maximum(0, np.minimum(rising, falling)) * 2 / (corners[2:] - corners[:-2])
-
-
 def mel_powers(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, "T M"]:
     """float32, T = 1 + N // 160; frame t is centred on sample 160·t, and beyond its ends the sound is silent.
 
     What librosa's `melspectrogram` gives since version 0.10: squared magnitudes under a periodic Hann window.
     """
     padded = np.pad(np.asarray(samples, np.float64), N_FFT // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
-    return (np.abs(np.fft.rfft(frames * window)) ** 2 @ filterbank()).astype(np.float32)
+    bank = mels.filterbank(SAMPLE_RATE, N_FFT, MELS, 0, SAMPLE_RATE / 2)
+    return mels.powers(padded, HOP, bank).astype(np.float32)
 
 
 def windows(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, "W T M"]:
