@@ -151,4 +151,5 @@ def full() -> ml_collections.ConfigDict:
     e.examples = 64  # of every pair
     e.dialogues = 64  # held-out dialogues of which the last answer is asked for; those of several turns first
     e.untrained_examples = 16  # the same by a randomly initialised model
+    e.hard_splits = True  # unheard voices and words, another artist's drawings, real speech
     return c

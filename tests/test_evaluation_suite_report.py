@@ -130,12 +130,12 @@ def test_what_other_networks_judged_has_columns_of_its_own(tmp_path):
     text = page_of(tmp_path, [result("vctk", scores, 16)])
     page = Page(text)
     assert page.rows[0] == [
-        "system", "word error rate, by PocketSphinx lower is better", "word error rate by other judges",
-        "speaker similarity by other judges", "where",
+        "system", "word error rate, by PocketSphinx lower is better", "word error rate, by Whisper medium by other judges",
+        "speaker similarity, by WavLM-TDNN by other judges", "word error rate by other judges", "where",
     ]  # fmt: skip
-    by_system = {row[0]: row[1:4] for row in page.rows}
-    assert by_system["VALL-E"] == ["–", "0.079", "0.75"]
-    assert by_system["the originals"] == ["0.400", "–", "–"] and by_system["the tokenizer’s copies"][0] == "0.410"
+    by_system = {row[0]: row[1:5] for row in page.rows}
+    assert by_system["VALL-E"] == ["–", "0.079", "0.75", "–"] and by_system["AR-Omni 7B"] == ["–", "–", "–", "0.065"]
+    assert by_system["the originals"] == ["0.400", "–", "–", "–"] and by_system["the tokenizer’s copies"][0] == "0.410"
     assert "were judged by other networks" in text
     assert "https://doi.org/10.7488/ds/2645" in page.links
     told = re.sub(r"<[^>]+>|\s+", " ", text)
@@ -153,7 +153,7 @@ def test_the_best_examples_come_best_first_and_the_worst_worst_first(higher):
     values = [3, 9, 1, 7, 5, 0, 8, 2, 6, 4]
     examples, lines = captioned([f"said {v}" for v in values])
     found = extremes(protocols.by_name("coco_caption"), examples, lines, given(values, higher), pathlib.Path())
-    best, worst = ([e.prediction[1].decode() for e in shown] for shown in (found.best, found.worst))
+    best, worst = ([e.prediction[0][1].decode() for e in shown] for shown in (found.best, found.worst))
     ends = [f"said {v}" for v in (9, 8, 7, 6)], [f"said {v}" for v in (0, 1, 2, 3)]
     assert (best, worst) == (ends if higher else ends[::-1])
     assert found.best[0].score == ("9.000" if higher else "0.000")

@@ -11,7 +11,7 @@ import pytest
 from anygpt_jax.embedded import assets
 from anygpt_jax.embedded.voices import synthesize
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.judges import speaker
+from anygpt_jax.evaluation.judges import legacy_pickles, speaker
 from anygpt_jax.evaluation.judges.speaker import SpeakerEncoder
 from anygpt_jax.modalities.audio import load_audio
 from anygpt_jax.modalities.base import Audio
@@ -196,3 +196,17 @@ def test_files_that_would_run_code_or_are_cut_off_are_refused(tmp_path):
 def test_a_sound_without_samples_is_refused(encoder):
     with pytest.raises(ValueError, match=r"\[1\] have no samples"):
         encoder.embed([Audio(loud(1), 16_000), Audio(np.zeros(0, np.float32), 16_000)])
+
+
+def test_a_state_dict_of_before_the_zip_format_is_read_by_itself(tmp_path):
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    path = tmp_path / "old.pth"
+    torch.save(layers.state_dict(), path, _use_new_zipfile_serialization=False)
+    read = legacy_pickles.read(path)
+    assert {name: tensor.shape for name, tensor in read.items()} == {
+        name: tuple(value.shape) for name, value in layers.state_dict().items()
+    }
+    np.testing.assert_array_equal(read["0.weight"].rows(0, 4), layers[0].weight.detach().numpy())
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="damaged or holds no state dict"):
+        legacy_pickles.read(path)

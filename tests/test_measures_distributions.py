@@ -5,7 +5,14 @@ import pytest
 import scipy.linalg
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.measures.distributions import cosine_rows, frechet, frechet_distance, similarity
+from anygpt_jax.evaluation import scoring
+from anygpt_jax.evaluation.measures.distributions import (
+    cosine_rows,
+    frechet,
+    frechet_distance,
+    frechet_to_originals,
+    similarity,
+)
 
 
 def _by_scipy(a, b):
@@ -86,6 +93,64 @@ def test_the_measure_of_a_set():
     np.testing.assert_array_equal(missing[[0, 2]], made[:2])
     assert measure.score(missing) == np.inf
     assert measure.score(measure.rows([None] * 2, [None] * 2)) == np.inf
+
+
+def test_a_shifted_set_is_further_from_its_originals():
+    """By the closed form: only means differ, so the distance is the square of the shift."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5))
+    measure = frechet_to_originals("fid", 5, np.stack, np.stack, resamples=0)
+    assert measure.name == "fid" and not measure.higher_is_better
+    for shift in (0.0, 0.5, 3.0):
+        rows = measure.rows(list(truth), list(truth + shift))
+        assert rows.shape == (60, 10)
+        assert measure.score(rows) == pytest.approx(5 * shift**2, rel=1e-9, abs=1e-9)
+    made = rng.normal(size=(60, 5)) * 2 + 1
+    rows = measure.rows(list(truth), list(made))
+    assert measure.score(rows) == pytest.approx(_by_scipy(made, truth), rel=1e-7)
+    drawn = rng.integers(60, size=60)
+    assert measure.score(rows[drawn]) == pytest.approx(_by_scipy(made[drawn], truth[drawn]), rel=1e-7)
+
+
+def test_examples_with_several_embeddings_stay_together():
+    """Every embedding counts alike, however many its example has, and samples of examples are exact."""
+    rng = np.random.default_rng(1)
+    truth = [rng.normal(size=(n, 3)) for n in rng.integers(1, 5, size=25)]
+    made = [rng.normal(size=(n, 3)) * [1, 2, 3] + 1 for n in rng.integers(1, 8, size=25)]
+    measure = frechet_to_originals("fad", 3, list, list)
+    rows = measure.rows(truth, made)
+    assert rows.shape == (25, 2 * 7 * 3)
+    for drawn in (np.arange(25), rng.integers(25, size=25), np.array([4, 4, 9])):
+        expected = frechet_distance(np.concatenate([made[i] for i in drawn]), np.concatenate([truth[i] for i in drawn]))
+        assert measure.score(rows[drawn]) == pytest.approx(expected, rel=1e-9)
+    shorter = measure.rows(truth, [x[:1] + 5 for x in made])
+    assert shorter.shape[1] < rows.shape[1]
+    found = scoring.difference(measure, shorter, rows)
+    assert found.value == pytest.approx(measure.score(rows) - measure.score(shorter))
+    assert found.low <= found.value <= found.high < 0 and found.p == 0
+
+
+def test_a_missing_prediction_is_infinitely_far_from_its_original():
+    measure = frechet_to_originals("fad", 2, list, list)
+    truth = [np.eye(2), np.ones((3, 2)), np.zeros((1, 2))]
+    rows = measure.rows(truth, [np.eye(2), None, np.ones((1, 2))])
+    assert measure.score(rows) == np.inf and np.isfinite(measure.score(rows[[0, 2]]))
+    assert measure.score(measure.rows(truth, [None] * 3)) == np.inf
+    assert measure.score(measure.rows(truth, [np.eye(2), np.zeros((0, 2)), np.eye(2)])) == np.inf
+    with pytest.raises(UserError, match="of 3 and 2 numbers"):
+        measure.rows(truth, [np.eye(3)] * 3)
+    with pytest.raises(UserError, match="at least 2 embeddings"):
+        measure.score(measure.rows(truth[2:], [np.ones((1, 2))]))
+
+
+def test_a_measure_without_samples_has_no_interval():
+    measure = frechet_to_originals("fid", 2, np.stack, np.stack, resamples=0)
+    truth = np.random.default_rng(0).normal(size=(9, 2))
+    first, second = (measure.rows(list(truth), list(truth + shift)) for shift in (2, 1))
+    score, difference = scoring.measured(measure, first), scoring.difference(measure, first, second)
+    assert score.value == pytest.approx(8) and np.isnan([score.low, score.high]).all()
+    assert difference.value == pytest.approx(2 - 8)
+    assert np.isnan([difference.low, difference.high, difference.p]).all()
 
 
 def test_cosines_by_hand():

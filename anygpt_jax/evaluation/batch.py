@@ -20,12 +20,14 @@ from tqdm.auto import tqdm
 
 from anygpt_jax.cache import whole_lines, write_atomically
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.examples import Example, read_split, stable_order
+from anygpt_jax.evaluation.examples import Example, Part, read_split, stable_order
 from anygpt_jax.evaluation.originals import beginning
 from anygpt_jax.evaluation.protocols import PROMPT_SECONDS, SPLIT, Protocol
 from anygpt_jax.evaluation.scoring import read_lines
+from anygpt_jax.evaluation.segments import decode, modalities
 from anygpt_jax.generation import voice
 from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation.automaton import ANY, Plan
 from anygpt_jax.generation.media import extension
 from anygpt_jax.generation.pipeline import Pipeline, checkpoints_of
 from anygpt_jax.generation.request import Request
@@ -107,14 +109,17 @@ def _answered(
 ) -> Iterator[dict[str, Any]]:
     requests: list[Request] = []
     asked: list[Example] = []
-    for example, content in _contents(pipeline, protocol, examples):
+    free = protocol.target is None
+    plan: Plan = ANY if protocol.target is None else (protocol.target,)
+    written = (TEXT, *pipeline.tokenizers) if protocol.target is None else (protocol.target,)
+    for example, turns in _turns(pipeline, protocol, examples):
         try:
-            if isinstance(content, UserError):
-                raise content
-            prompt = pipeline.prompt(_turn(pipeline, protocol, example, content), (protocol.target,))
+            if isinstance(turns, UserError):
+                raise turns
             cap = None if protocol.target != TEXT else protocol.max_new_tokens
             drawn = stable_order(example.key, str(seed))
-            request = Request(prompt, (protocol.target,), drawn, cap, {protocol.target: protocol.sampling})
+            sampling = dict.fromkeys(written, protocol.sampling)
+            request = Request(pipeline.prompt(turns, plan), plan, drawn, cap, sampling)
             pipeline.engine.prepare(request)  # says at once what cannot be answered
         except UserError as e:
             yield {"key": example.key, "error": str(e)}
@@ -122,58 +127,101 @@ def _answered(
         requests.append(request)
         asked.append(example)
     answers = pipeline.answers(requests, beams=protocol.beams)
-    rows = [{"key": example.key, "seed": answer.seed} for example, answer in zip(asked, answers, strict=True)]
-    media = _media(pipeline, protocol, asked, answers)
-    if protocol.target == TEXT:
-        yield from ({**row, "text": text or ""} for row, text in zip(rows, media, strict=True))
-        return
-    tokenizer = pipeline.tokenizers[protocol.target]
+    found = _free(pipeline, answers) if free else _media(pipeline, protocol, asked, answers)
 
-    def save(key: str, medium: Any) -> str:
-        name = urllib.parse.quote(key, safe="") + extension(protocol.target, tokenizer)
-        write_atomically(folder / name, tokenizer.save(medium))
-        return name
+    def line(example: Example, answer: Answer, segments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        name = urllib.parse.quote(example.key, safe="")
+        kept = [
+            _kept(pipeline, folder, f"{name}-{i}" if free else name, *segment) for i, segment in enumerate(segments, 1)
+        ]
+        row = {"key": example.key, "seed": answer.seed}
+        return {**row, "segments": kept} if free else {**row, **{k: v for k, v in kept[0].items() if k != "modality"}}
 
     with ThreadPoolExecutor(_WRITERS) as pool:  # a file is on the disk before its line is: many wait together
-        names = pool.map(save, [row["key"] for row in rows], media)
-        yield from ({**row, "file": name} for row, name in zip(rows, names, strict=True))
+        yield from pool.map(line, asked, answers, found)
+
+
+def _kept(pipeline: Pipeline, folder: pathlib.Path, stem: str, modality: str, medium: Any) -> dict[str, str]:
+    """A segment as a line has it; a medium is saved in `folder`."""
+    if modality == TEXT:
+        return {"modality": TEXT, "text": medium}
+    tokenizer = pipeline.tokenizers[modality]
+    name = stem + extension(modality, tokenizer)
+    write_atomically(folder / name, tokenizer.save(medium))
+    return {"modality": modality, "file": name}
+
+
+def _free(pipeline: Pipeline, answers: Sequence[Answer]) -> list[list[tuple[str, Any]]]:
+    """All that was answered: (modality, str or medium)."""
+    segments = [answer.segments for answer in answers]
+    return [
+        list(zip(modalities(said), media, strict=True))
+        for said, media in zip(segments, decode(pipeline, segments), strict=True)
+    ]
 
 
 def _media(
     pipeline: Pipeline, protocol: Protocol, examples: Sequence[Example], answers: Sequence[Answer]
-) -> Sequence[Any]:
+) -> list[list[tuple[str, Any]]]:
+    """Of every answer the target alone."""
+    target = protocol.target
+    assert target is not None
     if protocol.voice is None:
-        return pipeline.media(protocol.target, answers)
-    tokenizer, codes = pipeline.tokenizers[protocol.target], [answer.first(protocol.target) for answer in answers]
+        media = pipeline.media(target, answers)
+        return [[(target, medium or "" if target == TEXT else medium)] for medium in media]
+    tokenizer, codes = pipeline.tokenizers[target], [answer.first(target) for answer in answers]
     voices = [protocol.voice(example.attributes) for example in examples]
     return [
-        voice.decode(tokenizer, np.asarray(written), path, PROMPT_SECONDS)
+        [(target, voice.decode(tokenizer, np.asarray(written), path, PROMPT_SECONDS))]
         for written, path in zip(codes, voices, strict=True)
     ]
 
 
-def _contents(
+def _asked(protocol: Protocol, example: Example) -> tuple[Part, ...]:
+    """What is asked: the whole dialogue, or the source and the question about it."""
+    if protocol.source is None:
+        return example.history
+    source = Part("human", *example.source)
+    if protocol.question is None:
+        return (source,)
+    return source, Part("human", TEXT, protocol.question(example.attributes).encode())
+
+
+def _turns(
     pipeline: Pipeline, protocol: Protocol, examples: Sequence[Example]
-) -> Iterator[tuple[Example, str | np.ndarray | UserError]]:
-    """The source of every example: text, or the codes of its medium, or what is wrong with it."""
-    if protocol.source == TEXT:
-        yield from ((e, e.source[1].decode("utf-8")) for e in examples)
-        return
-    tokenizer = pipeline.tokenizers[protocol.source]
+) -> Iterator[tuple[Example, list[Segment] | UserError]]:
+    """The segments of every example's prompt, media as their codes, or what is wrong with it."""
     size = pipeline.engine.settings.batch_size
     for start in range(0, len(examples), size):
-        loaded: list[tuple[Example, Any]] = []
+        found: list[tuple[Example, tuple[Part, ...], list[Any]]] = []
         for example in examples[start : start + size]:
+            parts = _asked(protocol, example)
             try:
-                loaded.append((example, tokenizer.load(beginning(tokenizer, example.source[1]))))
+                found.append((example, parts, [_loaded(pipeline, part) for part in parts]))
             except UserError as e:
                 yield example, e
-        if loaded:
-            yield from zip((e for e, _ in loaded), tokenizer.encode([m for _, m in loaded]), strict=True)
+        for modality, tokenizer in pipeline.tokenizers.items():
+            where = [(i, j) for i, (_, ps, _) in enumerate(found) for j, p in enumerate(ps) if p.modality == modality]
+            for first in range(0, len(where), size):
+                few = where[first : first + size]
+                for (i, j), codes in zip(few, tokenizer.encode([found[i][2][j] for i, j in few]), strict=True):
+                    found[i][2][j] = codes
+        for example, parts, contents in found:
+            yield example, _segments(pipeline, protocol, parts, contents)
 
 
-def _turn(pipeline: Pipeline, protocol: Protocol, example: Example, content: str | np.ndarray) -> list[Segment]:
-    if protocol.question is None:
-        return pipeline.formatter.ask(protocol.source, protocol.target, content, pipeline.tokenizers)
-    question = protocol.question(example.attributes)
-    return [Segment(protocol.source, content, "human"), Segment(TEXT, question, "human")]
+def _loaded(pipeline: Pipeline, part: Part) -> Any:
+    if part.modality == TEXT:
+        return part.data.decode("utf-8")
+    if part.modality not in pipeline.tokenizers:
+        raise UserError(f"The model has no tokenizer of {part.modality}; take one that has, or other data.")
+    tokenizer = pipeline.tokenizers[part.modality]
+    return tokenizer.load(beginning(tokenizer, part.data))
+
+
+def _segments(
+    pipeline: Pipeline, protocol: Protocol, parts: Sequence[Part], contents: Sequence[str | np.ndarray]
+) -> list[Segment]:
+    if protocol.source is None or protocol.target is None or protocol.question is not None:
+        return [Segment(p.modality, content, p.role) for p, content in zip(parts, contents, strict=True)]
+    return pipeline.formatter.ask(protocol.source, protocol.target, contents[0], pipeline.tokenizers)

@@ -18,10 +18,10 @@ from anygpt_jax.cache import CacheReader
 from anygpt_jax.evaluation.examples import read_split, stable_order
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.runner import SHOWN, Evaluation
+from anygpt_jax.evaluation.segments import decode, modalities
 from anygpt_jax.evaluation.statistics import bootstrap_interval
 from anygpt_jax.generation.answer import Answer, Segment, split_answer
 from anygpt_jax.generation.automaton import ANY
-from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.records import TokenRecord
 from anygpt_jax.tasks import metrics
@@ -67,11 +67,6 @@ class LastTurn:
         return cls(record.key, record.tokens[:cut], truth, before, " ".join(said), attributes)
 
 
-def modalities(segments: Sequence[Segment]) -> list[str]:
-    """In order; text beside text is one segment."""
-    return [segment.modality for segment in segments]
-
-
 def read_turns(evaluation: Evaluation, split: str) -> list[LastTurn]:
     """`evaluate.dialogues` (None: all) of the split, those with several turns first, in a stable order."""
     engine = evaluation.trained.engine
@@ -107,17 +102,6 @@ def run(evaluation: Evaluation) -> dict[str, Any] | None:
     _keep(predictions, evaluation, turns, answers, media)
     predictions.finish(entry, recipe)
     return entry
-
-
-def decode(pipeline: Pipeline, answers: Sequence[Sequence[Segment]]) -> list[list[Any]]:
-    """What every segment of every answer is: str, or what its tokenizer decodes."""
-    media: list[list[Any]] = [[segment.content for segment in segments] for segments in answers]
-    for modality, tokenizer in pipeline.tokenizers.items():
-        where = [(i, j) for i, segments in enumerate(answers) for j, s in enumerate(segments) if s.modality == modality]
-        codes = [np.asarray(media[i][j]) for i, j in where]
-        for (i, j), medium in zip(where, tokenizer.decode(codes) if codes else (), strict=True):
-            media[i][j] = medium
-    return media
 
 
 def entry_of(turns: Sequence[LastTurn], answers: Sequence[Answer]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import seqio
@@ -18,26 +19,58 @@ from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.templates import OPENING, TEXT
 from anygpt_jax.vocabulary import Vocabulary
 
+Content = tuple[str, bytes]  # a modality, and UTF-8 text or encoded media
+
+
+class Part(NamedTuple):
+    """A segment of a turn as the data have it."""
+
+    role: str
+    modality: str
+    data: bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """`source` and `target` are a modality and its content (UTF-8 text or encoded media)."""
+    """`source` is the last segment that the human says, `target` the last one of what is answered."""
 
     key: str
     attributes: dict[str, Any]
-    source: tuple[str, bytes]
-    target: tuple[str, bytes] | None  # absent from pairs that have no truth but the attributes
+    source: Content
+    target: Content | None  # absent from pairs that have no truth but the attributes
+    earlier: tuple[Part, ...] = ()  # before the source: the rest of its turn, and the turns before
+    lead: tuple[Content, ...] = ()  # of the answer, what comes before the target
 
     @classmethod
     def from_numpy(cls, task: seqio.Task, fields: Mapping[str, Any]) -> Example:
-        """The human's last segment is the source, the assistant's last the target."""
-        by_role: dict[str, tuple[str, bytes]] = {}
-        for modality, content, role in zip(fields["modality"], fields["content"], fields["role"], strict=True):
-            by_role[role.decode()] = (modality.decode(), bytes(content))
-        if "human" not in by_role:
+        """The last human turn that is answered, or the last of all where none is; what follows its answer is left out."""
+        parts = [
+            Part(role.decode(), modality.decode(), bytes(content))
+            for modality, content, role in zip(fields["modality"], fields["content"], fields["role"], strict=True)
+        ]
+        human = [i for i, part in enumerate(parts) if part.role == "human"]
+        if not human:
             raise UserError(f"Task {task.name} has an example without a human turn ({fields['key'].decode()}).")
-        attributes = task.postprocess_fn(None, example=fields, is_target=True)
-        return cls(fields["key"].decode(), attributes, by_role["human"], by_role.get("assistant"))
+        answered = [i for i in human if i + 1 < len(parts) and parts[i + 1].role == "assistant"]
+        last = (answered or human)[-1]
+        answer = [p[1:] for p in itertools.takewhile(lambda part: part.role == "assistant", parts[last + 1 :])]
+        return cls(
+            key=fields["key"].decode(),
+            attributes=task.postprocess_fn(None, example=fields, is_target=True),
+            source=parts[last][1:],
+            target=answer[-1] if answer else None,
+            earlier=tuple(parts[:last]),
+            lead=tuple(answer[:-1]),
+        )
+
+    @property
+    def history(self) -> tuple[Part, ...]:
+        """All that was said before the answer."""
+        return (*self.earlier, Part("human", *self.source))
+
+    @property
+    def answer(self) -> tuple[Content, ...]:
+        return (*self.lead, self.target) if self.target else ()
 
     def load_source(self, tokenizers: Mapping[str, ModalityTokenizer]) -> Any:
         return load_content(self.source, tokenizers)
@@ -48,7 +81,7 @@ class Example:
         return load_content(self.target, tokenizers)
 
 
-def load_content(content: tuple[str, bytes], tokenizers: Mapping[str, ModalityTokenizer]) -> Any:
+def load_content(content: Content, tokenizers: Mapping[str, ModalityTokenizer]) -> Any:
     """The canonical media of encoded content."""
     modality, data = content
     return data.decode("utf-8") if modality == TEXT else tokenizers[modality].load(data)

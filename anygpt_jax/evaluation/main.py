@@ -95,7 +95,8 @@ def measure(evaluation: Evaluation, tasks: Sequence[str]) -> dict[str, Any]:
     began, config = time.monotonic(), evaluation.config
     modalities, held = (TEXT, *config.modalities), Manifest.load(evaluation.workdir / "cache").tasks
     jobs: list[tuple[str, str, str | None]] = [(s, t, None) for s, t in pairs.directed_pairs(modalities, tasks)]
-    hard = [job for job in HARD_SPLITS if pairs.task_name(job[0], job[1]) in tasks]
+    splits = HARD_SPLITS if config.evaluate.get("hard_splits", True) else ()
+    hard = [job for job in splits if pairs.task_name(job[0], job[1]) in tasks]
     jobs += [(s, t, split) for s, t, split in hard if split in held.get(pairs.task_name(s, t), {})]
     texts = [task for task in perplexity.TASKS if config.evaluate.split in held.get(task, {}) and task in tasks]
     talks = dialogues.TASK in texts and config.evaluate.get("dialogues") != 0

@@ -40,13 +40,14 @@ class Reconstructor:
         self._known: dict[tuple[str, bytes], Any] = {}
 
     def __call__(self, contents: Sequence[tuple[str, bytes]]) -> list[Any]:
-        """What is left of encoded media after the tokenizer; all of one modality."""
+        """What is left of encoded media after their tokenizers."""
         new = [content for content in dict.fromkeys(contents) if content not in self._known]
-        for start in range(0, len(new), self._batch_size):
-            batch = new[start : start + self._batch_size]
-            tokenizer = self._tokenizers[batch[0][0]]
-            codes = tokenizer.encode([tokenizer.load(data) for _, data in batch])
-            self._known.update(zip(batch, tokenizer.decode(codes), strict=True))
+        for modality in dict.fromkeys(modality for modality, _ in new):
+            tokenizer, of_one = self._tokenizers[modality], [content for content in new if content[0] == modality]
+            for start in range(0, len(of_one), self._batch_size):
+                batch = of_one[start : start + self._batch_size]
+                codes = tokenizer.encode([tokenizer.load(data) for _, data in batch])
+                self._known.update(zip(batch, tokenizer.decode(codes), strict=True))
         return [self._known[content] for content in contents]
 
 

@@ -1,13 +1,15 @@
 """Scores of kept predictions: no model is needed, so that they can be measured again and compared.
 
-FOLDER/predictions-*.jsonl has a line an example: {"key", "seed", "text"} or {"key", "seed", "file"}, or {"key", "error"} where
-an example could not be asked; that one counts as answered wrongly.
+FOLDER/predictions-*.jsonl has a line an example: {"key", "seed", "text"} or {"key", "seed", "file"}; {"key", "seed",
+"segments": [{"modality", "text"} or {"modality", "file"}, …]} where the model chose what to answer with; or {"key", "error"}
+where an example could not be asked; that one counts as answered wrongly.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,9 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.measures import Measure
+from anygpt_jax.evaluation.measures import RESAMPLES, Measure
 
-RESAMPLES = 1000
 FILES = "predictions-*.jsonl"
 
 
@@ -56,27 +57,32 @@ def _few(keys: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A measure's value over all examples, with its interval of 95 % by resampling them."""
+    """A measure's value over all examples, with its interval of 95 % by resampling them; NaN where it has none."""
 
     value: float
     low: float
     high: float
 
 
-def resamples(n: int, seed: int = 0) -> np.ndarray:
-    """int[RESAMPLES, n]: which examples each sample has."""
-    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+def resamples(n: int, seed: int = 0, count: int = RESAMPLES) -> np.ndarray:
+    """int[count, n]: which examples each sample has."""
+    return np.random.default_rng(seed).integers(n, size=(count, n))
 
 
 def measured(measure: Measure, rows: Float[np.ndarray, "N D"], seed: int = 0) -> Score:
-    values = [measure.score(rows[draw]) for draw in resamples(len(rows), seed)]
+    if not measure.resamples:
+        return Score(measure.score(rows), math.nan, math.nan)
+    values = [measure.score(rows[draw]) for draw in resamples(len(rows), seed, measure.resamples)]
     low, high = np.quantile(values, [0.025, 0.975])
     return Score(measure.score(rows), float(low), float(high))
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of a second set of predictions to a first, on the same examples: positive is a higher value, better or not."""
+    """Of a second set of predictions to a first, on the same examples: positive is a higher value, better or not.
+
+    Without resampling there is the value alone, and the others are NaN.
+    """
 
     value: float
     low: float
@@ -88,9 +94,11 @@ def difference(
     measure: Measure, first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], seed: int = 0
 ) -> Difference:
     """Paired bootstrap (Koehn 2004): both are scored on the same samples of examples."""
-    if first.shape != second.shape:
+    if len(first) != len(second):  # a row of many embeddings may be wider than the other's
         raise ValueError(f"rows of shape {first.shape} and {second.shape} are not of the same examples")
-    draws = resamples(len(first), seed)
+    if not measure.resamples:
+        return Difference(measure.score(second) - measure.score(first), math.nan, math.nan, math.nan)
+    draws = resamples(len(first), seed, measure.resamples)
     values = np.array([measure.score(second[d]) - measure.score(first[d]) for d in draws])
     low, high = np.quantile(values, [0.025, 0.975])
     p = min(1.0, 2 * min(float((values <= 0).mean()), float((values >= 0).mean())))
@@ -98,14 +106,20 @@ def difference(
 
 
 def predictions_of(
-    lines: Mapping[str, Mapping[str, Any]], keys: Sequence[str], folder: pathlib.Path, load: Callable[[bytes], Any]
+    lines: Mapping[str, Mapping[str, Any]], keys: Sequence[str], folder: pathlib.Path, load: Callable[..., Any]
 ) -> list[Any]:
-    """The predicted text or medium of every key in their order; None where there is an error in its place."""
+    """The predicted text or medium of every key in their order; None where there is an error in its place.
+
+    Of several segments a tuple of (modality, text or medium). `load` is called with the bytes of a file, and of one
+    among several segments with its modality too.
+    """
     check_keys(list(lines), keys, folder)
 
-    def one(line: Mapping[str, Any]) -> Any:
+    def one(line: Mapping[str, Any], *modality: str) -> Any:
         if "error" in line:
             return None
-        return line["text"] if "text" in line else load((folder / line["file"]).read_bytes())
+        if "segments" in line:
+            return tuple((s["modality"], one(s, s["modality"])) for s in line["segments"])
+        return line["text"] if "text" in line else load((folder / line["file"]).read_bytes(), *modality)
 
     return [one(lines[key]) for key in keys]

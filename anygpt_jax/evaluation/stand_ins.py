@@ -12,13 +12,16 @@ import io
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.cli import load_config
 from anygpt_jax.evaluation.examples import Example, read_split
-from anygpt_jax.evaluation.protocols import coco, vctk, vqav2
+from anygpt_jax.evaluation.protocols import coco, dialogue, omnibench, vctk, vqav2
 from anygpt_jax.tasks import registry
+from anygpt_jax.templates import TEXT
 
 
 def write(folder: pathlib.Path, examples: int) -> None:
@@ -31,6 +34,11 @@ def write(folder: pathlib.Path, examples: int) -> None:
     for subset in ("clean", "other"):
         librispeech(folder / f"librispeech_{subset}", f"test-{subset}", voices)
     vctk_sentences(folder / "vctk", voices)
+    tunes = list(itertools.islice(read_split("music_to_text", "test"), examples))
+    omnibench_questions(folder / "omnibench", pictures, voices, tunes)
+    talks = list(itertools.islice(read_split("dialogues", "test"), examples))
+    for task in ("dialogue", "dialogue_spoken"):
+        dialogues(folder / task, talks)
 
 
 def _caption(example: Example) -> str:
@@ -65,7 +73,7 @@ def librispeech(folder: pathlib.Path, subset: str, voices: Sequence[Example]) ->
     lines = []
     for i, example in enumerate(voices):
         name = f"1-2-{i:04}"
-        write_atomically(chapter / f"{name}.flac", _flac(example.source[1]))
+        write_atomically(chapter / f"{name}.flac", _sound(example.source[1], "FLAC"))
         lines.append(f"{name} {_caption(example).upper()}\n")
     write_atomically(chapter / "1-2.trans.txt", "".join(lines).encode())
 
@@ -74,7 +82,70 @@ def vctk_sentences(folder: pathlib.Path, voices: Sequence[Example]) -> None:
     for i, example in enumerate(voices):
         name = f"p{225 + i % 2}/p{225 + i % 2}_{i // 2 + 1:03}"
         write_atomically(folder / "txt" / f"{name}.txt", _caption(example).encode())
-        write_atomically(folder / vctk.SOUNDS / f"{name}_mic1.flac", _flac(example.source[1]))
+        write_atomically(folder / vctk.SOUNDS / f"{name}_mic1.flac", _sound(example.source[1], "FLAC"))
+
+
+def omnibench_questions(
+    folder: pathlib.Path, pictures: Sequence[Example], voices: Sequence[Example], tunes: Sequence[Example]
+) -> None:
+    """What is in the picture, and is there a voice or music? Four options, of which one is right in both."""
+    things = sorted({str(example.attributes["object"]) for example in pictures})
+    rows = []
+    for i, (picture, voice, tune) in enumerate(zip(pictures, voices, tunes, strict=False)):
+        kind, sound = ("speech", voice) if i % 2 else ("music", tune)
+        thing = str(picture.attributes["object"])
+        other = things[(things.index(thing) + 1) % len(things)] if len(things) > 1 else "nothing"
+        options = [f"{seen} and {heard}" for seen in (thing, other) for heard in ("speech", "music")]
+        options = options[i % 4 :] + options[: i % 4]
+        write_atomically(folder / omnibench.PICTURES / f"{i}.jpg", _jpeg(picture.source[1]))
+        write_atomically(folder / omnibench.SOUNDS / f"{i}.mp3", _sound(sound.source[1], "MP3"))
+        row = {"index": i, "task type": "Object Identification and Description", "audio type": kind}
+        row |= {"question": "What do you see and hear?", "options": options, "answer": f"{thing} and {kind}"}
+        rows.append(row | {"image_path": f"{i}.jpg", "audio_path": f"{i}.mp3"})
+    write_atomically(folder / omnibench.ANNOTATIONS, _lines(rows))
+
+
+def dialogues(folder: pathlib.Path, talks: Sequence[Example]) -> None:
+    """Every segment is a turn of its own, as a turn has one order of its parts; what is spoken is written beside it."""
+    rows: list[dict[str, Any]] = []
+    media: dict[str, dict[str, bytes]] = {modality: {} for modality in dialogue.TARS}
+    for i, example in enumerate(talks):
+        parts = (*example.history, *(("assistant", *content) for content in example.answer))
+        turns: list[dict[str, Any]] = []
+        for j, (role, modality, data) in enumerate(parts):
+            turn: dict[str, Any] = {"role": "user" if role == "human" else "chatbot"}
+            if modality == TEXT:
+                turn["message"] = data.decode("utf-8")
+            else:
+                name = f"{i}-{j}.{'png' if modality == 'image' else 'flac'}"
+                media[modality][name] = data
+                turn[dict(dialogue.NAMES.media)[modality]] = name
+                if modality == "speech" and role == "human":
+                    turn["message"] = _spoken(parts[j + 1 :])
+            turns.append(turn)
+        rows.append({"id": i, "chat": turns, "form": example.attributes.get("form", "dialogue")})
+    write_atomically(folder / "metadata.jsonl", _lines(rows))
+    for modality, members in media.items():
+        write_atomically(folder / dialogue.TARS[modality], _tar(members))
+
+
+def _spoken(after: Sequence[tuple[str, str, bytes]]) -> str:
+    """In the embedded dialogues speech is answered by its transcript first."""
+    return next((data.decode("utf-8") for role, modality, data in after if (role, modality) == ("assistant", TEXT)), "")
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _tar(members: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
 
 
 def _jpeg(data: bytes) -> bytes:
@@ -85,12 +156,12 @@ def _jpeg(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def _flac(data: bytes) -> bytes:
+def _sound(data: bytes, form: str) -> bytes:
     import soundfile
 
     samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
     out = io.BytesIO()
-    soundfile.write(out, samples, rate, format="FLAC")
+    soundfile.write(out, samples, rate, format=form)
     return out.getvalue()
 
 

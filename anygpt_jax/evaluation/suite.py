@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import scoring
 from anygpt_jax.evaluation.batch import Share, examples_of, model_of, predict
-from anygpt_jax.evaluation.examples import Example
+from anygpt_jax.evaluation.examples import Example, load_content
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.measures import Measure
 from anygpt_jax.evaluation.originals import Reconstructor, beginning
@@ -87,7 +88,7 @@ def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     if results:
         print(suite_report.write(out, results, shown, f"this model, step {pipeline.step:,}", BOUNDED))
     if args.json:
-        write_atomically(pathlib.Path(args.json), json.dumps(results, indent=1).encode())
+        write_atomically(pathlib.Path(args.json), to_json(results, indent=1).encode())
 
 
 def rows_of(
@@ -96,9 +97,14 @@ def rows_of(
     """Of every measure, by its name. Text needs no pipeline: scores can be made again without the model."""
     by_key = sorted(examples, key=lambda e: e.key)
 
-    def load(data: bytes) -> Any:
-        assert pipeline is not None, "media are read by the tokenizer"
-        return pipeline.tokenizers[protocol.target].load(data)
+    def load(data: bytes, modality: str | None = protocol.target) -> Any:
+        assert pipeline is not None and modality, "media are read by the tokenizer"
+        try:
+            return pipeline.tokenizers[modality].load(data)
+        except UserError:
+            if protocol.target:
+                raise
+            return None
 
     predictions = scoring.predictions_of(scoring.read_lines(folder), [e.key for e in by_key], folder, load)
     references = [protocol.reference(e.attributes) for e in by_key]
@@ -129,10 +135,11 @@ def score(
         "published_n": protocol.examples,
         "step": None if pipeline is None else pipeline.step,
         "scores": measured,
+        "judges": judges.used(),
         "published": [dataclasses.asdict(row) for row in protocol.published],
         "citation": protocol.citation,
     }
-    write_atomically(folder / SCORES, json.dumps(result, indent=1).encode())
+    write_atomically(folder / SCORES, to_json(result, indent=1).encode())
     return result
 
 
@@ -140,20 +147,40 @@ def bounds(
     protocol: Protocol, examples: Sequence[Example], pipeline: Pipeline, judges: Judges
 ) -> dict[str, dict[str, float]]:
     """The measures of the originals themselves, and of what the tokenizer leaves of them: no model can be above that."""
-    known = [e for e in sorted(examples, key=lambda e: e.key) if e.target][:BOUNDED]
-    references = [protocol.reference(e.attributes) for e in known]
-    media: dict[str, list[Any]]
-    if protocol.target == TEXT:
-        media = {"original": [e.target[1].decode("utf-8") for e in known if e.target]}
-    else:
-        tokenizer = pipeline.tokenizers[protocol.target]
-        contents = [(e.target[0], beginning(tokenizer, e.target[1])) for e in known if e.target]
-        media = {
-            "original": [tokenizer.load(data) for _, data in contents],
-            "tokenizer": Reconstructor(pipeline.tokenizers)(contents),
-        }
+    references: list[Any] = []
+    originals: list[list[Any]] = []
+    answers: list[list[tuple[str, bytes]]] = []
+    for example in sorted(examples, key=lambda e: e.key):
+        answer = example.answer if protocol.target is None else example.answer[-1:]
+        if not answer or len(references) == BOUNDED or not {m for m, _ in answer} <= {TEXT, *pipeline.tokenizers}:
+            continue
+        try:
+            whole = [(m, data if m == TEXT else beginning(pipeline.tokenizers[m], data)) for m, data in answer]
+            originals.append([load_content(content, pipeline.tokenizers) for content in whole])
+        except UserError:  # one that cannot be read bounds nothing
+            continue
+        answers.append(whole)
+        references.append(protocol.reference(example.attributes))
+    media = {"original": originals}
+    if protocol.target != TEXT:
+        rebuilt = iter(Reconstructor(pipeline.tokenizers)([c for whole in answers for c in whole if c[0] != TEXT]))
+        media["tokenizer"] = [
+            [text if m == TEXT else next(rebuilt) for (m, _), text in zip(whole, original, strict=True)]
+            for whole, original in zip(answers, originals, strict=True)
+        ]
+
+    def predictions(found: Sequence[Sequence[Any]]) -> list[Any]:
+        if protocol.target is not None:
+            return [medium for (medium,) in found]
+        named = zip(answers, found, strict=True)
+        return [tuple((m, medium) for (m, _), medium in zip(whole, these, strict=True)) for whole, these in named]
+
     return {
-        bound: {m.name: m.score(m.rows(references, these)) for m in protocol.all_measures(judges)}
+        bound: {
+            m.name: m.score(m.rows(references, predictions(these)))
+            for m in protocol.all_measures(judges)
+            if m.resamples  # a distance of so few originals is no bound of one of more pictures
+        }
         for bound, these in media.items()
         if these
     }
@@ -171,8 +198,23 @@ def note(path: pathlib.Path, result: dict[str, Any], step: int) -> None:
     line = {"task": result["task"], "step": step, "n": result["n"]}
     line |= {name: s["value"] for name, s in result["scores"].items()}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if json.dumps(line) not in lines:
-        write_atomically(path, "".join(f"{x}\n" for x in (*lines, json.dumps(line))).encode())
+    if to_json(line) not in lines:
+        write_atomically(path, "".join(f"{x}\n" for x in (*lines, to_json(line))).encode())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Without what JSON has no number for: NaN is null, an infinite value the text "Infinity"."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {name: plain(of) for name, of in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(of) for of in part]
+        if isinstance(part, float) and not math.isfinite(part):
+            return None if math.isnan(part) else "Infinity" if part > 0 else "-Infinity"
+        return part
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -183,13 +225,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for name, s in result["scores"].items():
             better = "higher is better" if s["higher_is_better"] else "lower is better"
             told = "".join(f", of the {bound} {s[bound]:.3f}" for bound in ("tokenizer", "original") if bound in s)
-            lines.append(f"  {name:<20}{s['value']:8.3f}  {s['low']:.3f}–{s['high']:.3f}  {better}{told}")
+            lines.append(f"  {name:<20}{s['value']:8.3f}  {_between(s)}{better}{told}")
             if "compared" in result:
                 d = result["compared"][name]
-                lines.append(
-                    f"  {'  less the other':<20}{d['value']:8.3f}  {d['low']:.3f}–{d['high']:.3f}  p {d['p']:.3f}"
-                )
+                p = "" if math.isnan(d["p"]) else f"p {d['p']:.3f}"
+                lines.append(f"  {'  less the other':<20}{d['value']:8.3f}  {_between(d)}{p}")
         for row in result["published"]:
             told = ", ".join(f"{name} {value:g}" for name, value in row["scores"].items())
             lines.append(f"  {row['system']:<20} {told}  ({row['where']})")
     return "\n".join(lines)
+
+
+def _between(score: Mapping[str, float]) -> str:
+    return "" if math.isnan(score["low"]) else f"{score['low']:.3f}–{score['high']:.3f}  "

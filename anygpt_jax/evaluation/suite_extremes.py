@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.examples import Example
+from anygpt_jax.evaluation.examples import Content, Example
 from anygpt_jax.evaluation.measures import Measure, ratio
 from anygpt_jax.evaluation.protocols import Protocol
 from anygpt_jax.templates import TEXT
@@ -24,10 +25,10 @@ class Shown:
     """An example on the page. A content is a modality and its bytes (UTF-8 text or a media file)."""
 
     key: str
-    source: tuple[str, bytes]
+    source: tuple[Content, ...]  # the media of the last turn, or its text
     question: str | None
-    reference: tuple[tuple[tuple[str, bytes], int], ...]  # each with how often it was given
-    prediction: tuple[str, bytes] | None
+    reference: tuple[tuple[Content, int], ...]  # each with how often it was given
+    prediction: tuple[Content, ...] | None
     error: str | None  # why there is no prediction
     score: str
 
@@ -81,14 +82,17 @@ def _said(measure: Measure, row: np.ndarray) -> str:
 
 def _shown(protocol: Protocol, example: Example, line: Mapping[str, Any], folder: pathlib.Path, score: str) -> Shown:
     prediction = None
-    if "text" in line:
-        prediction = (TEXT, line["text"].encode())
-    elif "file" in line:
-        prediction = (protocol.target, (folder / line["file"]).read_bytes())
+    if "segments" in line:
+        prediction = tuple(_segment(s, folder) for s in line["segments"])
+    elif "text" in line:
+        prediction = ((TEXT, line["text"].encode()),)
+    elif "file" in line and protocol.target:
+        prediction = ((protocol.target, (folder / line["file"]).read_bytes()),)
+    source, question = _asked(protocol, example)
     return Shown(
         key=example.key,
-        source=example.source,
-        question=protocol.question(example.attributes) if protocol.question else None,
+        source=source,
+        question=question,
         reference=tuple(_reference(protocol, example)),
         prediction=prediction,
         error=line.get("error"),
@@ -96,11 +100,33 @@ def _shown(protocol: Protocol, example: Example, line: Mapping[str, Any], folder
     )
 
 
-def _reference(protocol: Protocol, example: Example) -> list[tuple[tuple[str, bytes], int]]:
+def _segment(segment: Mapping[str, Any], folder: pathlib.Path) -> Content:
+    said = segment["text"].encode() if "text" in segment else (folder / segment["file"]).read_bytes()
+    return segment["modality"], said
+
+
+def _asked(protocol: Protocol, example: Example) -> tuple[tuple[Content, ...], str | None]:
+    """The source and the question; of whole turns the last one's media, and all of it as `_told`."""
+    if protocol.source is not None:
+        return (example.source,), protocol.question(example.attributes) if protocol.question else None
+    turn = list(itertools.takewhile(lambda part: part.role == "human", reversed(example.history)))[::-1]
+    told = _told([part[1:] for part in turn])
+    media = tuple((part.modality, part.data) for part in turn if part.modality != TEXT)
+    return (media, told[1].decode("utf-8")) if media else ((told,), None)
+
+
+def _told(segments: Sequence[Content]) -> Content:
+    """Segments as one text, with the names of the modalities in the place of media."""
+    return TEXT, " ".join(data.decode("utf-8") if m == TEXT else f"[{m}]" for m, data in segments).encode()
+
+
+def _reference(protocol: Protocol, example: Example) -> list[tuple[Content, int]]:
     """The original medium; or the texts that are compared with, each once and with how often it was given."""
     if protocol.target == TEXT:
         told = protocol.reference(example.attributes)
         several = [told] if isinstance(told, str) else told
         if isinstance(several, Sequence) and all(isinstance(text, str) for text in several):
             return [((TEXT, text.encode()), times) for text, times in collections.Counter(several).items()]
+    if protocol.target is None:
+        return [(content, 1) for content in example.answer]
     return [(example.target, 1)] if example.target else []

@@ -43,6 +43,9 @@ NAMES = {
     "wer": "word error rate", "wer_paper": "word error rate, the paper’s normalizer",
     "wer_whisper": "word error rate, Whisper’s normalizer", "wer_pocketsphinx": "word error rate, by PocketSphinx",
     "similarity": "speaker similarity", "clap_score": "CLAP, music and text", "speaker_resemblyzer": "speaker similarity, by Resemblyzer",
+    "speaker_wavlm": "speaker similarity, by WavLM-TDNN", "fid": "FID", "fad": "FAD, by VGGish",
+    **{f"wer_whisper_{size}": f"word error rate, by Whisper {size}" for size in ("tiny", "base", "small", "medium", "large")},
+    "modalities": "exactly the modalities asked for", "decodable": "media that can be decoded",
 }  # fmt: skip
 _CITED = re.compile(r"arXiv (\d{4}\.\d{4,5})|doi (10\.\d{4,9}/[\w./-]+\w)")
 
@@ -101,7 +104,8 @@ def table(result: Mapping[str, Any], model: str) -> dict[str, Any]:
         return {"kind": kind, "system": system, "cells": [cells.get(name) for name, *_ in columns], "where": where}
 
     def told(score: Mapping[str, Any]) -> dict[str, str]:
-        return {"value": number(score["value"]), "below": f"{number(score['low'])} to {number(score['high'])}"}
+        below = "" if number(score["low"]) == "–" else f"{number(score['low'])} to {number(score['high'])}"
+        return {"value": number(score["value"]), "below": below}
 
     rows = []
     for bound in BOUNDS:
@@ -112,7 +116,10 @@ def table(result: Mapping[str, Any], model: str) -> dict[str, Any]:
             )
     rows.append(row("ours", model, {name: told(score) for name, score in ours.items()}))
     if compared := result.get("compared"):
-        cells = {name: {**told(d), "below": f"{told(d)['below']}, {chance(d['p'])}"} for name, d in compared.items()}
+        cells = {
+            name: {**told(d), "below": ", ".join(filter(None, (told(d)["below"], chance(d["p"]))))}
+            for name, d in compared.items()
+        }
         rows.append(row("difference", "difference to the other run", cells))
     for published in result["published"]:
         cells = {name: {"value": f"{value:g}"} for name, value in published["scores"].items()}
@@ -155,13 +162,16 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def number(value: float) -> str:
-    """With three decimals, and a minus sign that is one."""
+def number(value: float | str | None) -> str:
+    """With three decimals, and a minus sign that is one; None and NaN say that there is none."""
+    value = math.nan if value is None else float(value)
     return "–" if math.isnan(value) else "∞" if value == math.inf else f"{round(value, 3) + 0:.3f}".replace("-", "−")
 
 
-def chance(p: float) -> str:
-    """Of so many samples no smaller one can be told."""
+def chance(p: float | None) -> str:
+    """Of so many samples no smaller one can be told; "" without one."""
+    if p is None or math.isnan(p):
+        return ""
     return f"p = {p:.3f}" if p else f"p < {2 / RESAMPLES:g}"
 
 
@@ -181,7 +191,10 @@ class _Media:
     def __init__(self, out: pathlib.Path, shown: Sequence[Extremes]):
         examples = [example for e in shown for example in (*e.best, *e.worst)]
         contents = {
-            c for e in examples for c in (e.source, *(r for r, _ in e.reference), e.prediction) if c and c[0] != TEXT
+            c
+            for e in examples
+            for c in (*e.source, *(r for r, _ in e.reference), *(e.prediction or ()))
+            if c[0] != TEXT
         }
         self._small = {content: file for content in contents if (file := small(content))}
         self._inside = sum(len(data) for _, data in self._small.values()) <= INSIDE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,11 @@ from anygpt_jax.modalities.base import Audio
 if TYPE_CHECKING:
     from anygpt_jax.evaluation.judges.clap import Clap
     from anygpt_jax.evaluation.judges.clip import Clip
+    from anygpt_jax.evaluation.judges.inception import Inception
     from anygpt_jax.evaluation.judges.speaker import SpeakerEncoder
+    from anygpt_jax.evaluation.judges.vggish import Vggish
+    from anygpt_jax.evaluation.judges.wavlm import Wavlm
+    from anygpt_jax.evaluation.judges.whisper import Whisper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +49,67 @@ class Judges:
         return Clap.load(self.folder / "clap")
 
     @functools.cached_property
+    def inception(self) -> Inception | None:
+        """FID's network in inception/; without that folder there is no FID."""
+        from anygpt_jax.evaluation.judges.inception import Inception
+
+        if self.folder is None or not (self.folder / "inception").is_dir():
+            return None
+        return Inception.load(self.folder / "inception")
+
+    @functools.cached_property
+    def vggish(self) -> Vggish | None:
+        """FAD's network in vggish/; without that folder there is no FAD."""
+        from anygpt_jax.evaluation.judges.vggish import Vggish
+
+        if self.folder is None or not (self.folder / "vggish").is_dir():
+            return None
+        return Vggish.load(self.folder / "vggish")
+
+    @functools.cached_property
     def speaker(self) -> SpeakerEncoder:
         from anygpt_jax.evaluation.judges.speaker import SpeakerEncoder
 
         return SpeakerEncoder.load()
+
+    @functools.cached_property
+    def wavlm(self) -> Wavlm | None:
+        """WavLM-TDNN in wavlm/; without that folder voices are judged by `speaker` alone."""
+        from anygpt_jax.evaluation.judges.wavlm import Wavlm
+
+        if self.folder is None or not (self.folder / "wavlm").is_dir():
+            return None
+        return Wavlm.load(self.folder / "wavlm")
+
+    @functools.cached_property
+    def whisper(self) -> Whisper | None:
+        """Of whisper/; without that folder whisper-base where its wheels are installed."""
+        from anygpt_jax.evaluation.judges.whisper import Whisper
+
+        if self.folder is None or not (self.folder / "whisper").is_dir():
+            return Whisper.installed()
+        return Whisper.load(self.folder / "whisper")
+
+    def used(self) -> dict[str, str]:
+        """Of the networks that have judged so far, by name: SHA-256 of their weights, which says whose scores these are."""
+        if self.folder is None:
+            return {}
+        found = {name: self.folder / name for name in ("clip", "clap", "inception", "vggish", "wavlm", "whisper")}
+        loaded = {name: path for name, path in found.items() if vars(self).get(name) is not None and path.is_dir()}
+        return {name: _weights_digest(path) for name, path in loaded.items()}
 
     def heard(self, sounds: Sequence[Audio]) -> list[str]:
         """What pocketsphinx hears with the American English model and dictionary of its package."""
         from anygpt_jax.evaluation.judges.recognizer import heard
 
         return heard(sounds)
+
+
+@functools.cache
+def _weights_digest(folder: pathlib.Path) -> str:
+    """Of the files of weights in their names' order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -41,9 +41,10 @@ class _Unpickler(Restricted):
         return self.storages.setdefault(storage.key, storage)
 
 
-def read(path: pathlib.Path, member: str) -> dict[str, Tensor]:
+def read(path: pathlib.Path, member: str | None = None) -> dict[str, Tensor]:
     """The tensors of the state dict `member` of a checkpoint, of the old format or of the zip format, where it must
-    be the only one. UserError for a file that is damaged or holds no such thing."""
+    be the only one; None: the checkpoint is a state dict itself. UserError for a file that is damaged or holds no such
+    thing."""
     with open(path, "rb") as file:
         if file.read(len(START)) != START:
             return pickles.read(path)
@@ -52,14 +53,15 @@ def read(path: pathlib.Path, member: str) -> dict[str, Tensor]:
             if version != VERSION or not sizes["little_endian"]:
                 raise UserError(f"{path} is of format {version} or of a big-endian machine; save it anew.")
             saved = _Unpickler(file, path)
-            state = saved.load()[member]
+            state = saved.load() if member is None else saved.load()[member]
             offsets = _offsets(file, _Unpickler(file, path).load(), saved.storages)
             return {name: _tensor(path, name, placed, offsets) for name, placed in state.items()}
         except UserError:
             raise
         except Exception as e:  # a broken pickle raises almost anything
+            wanted = "state dict" if member is None else f"'{member}'"
             raise UserError(
-                f"{path} is damaged or holds no '{member}' ({type(e).__name__}: {e}); copy or download it again."
+                f"{path} is damaged or holds no {wanted} ({type(e).__name__}: {e}); copy or download it again."
             ) from e
 
 

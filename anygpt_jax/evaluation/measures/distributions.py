@@ -6,7 +6,6 @@ What embeds is given: the distance is "FID" only with the Inception network it w
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,15 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.measures import Measure, mean
+from anygpt_jax.evaluation.measures import RESAMPLES, Measure, mean
 
 Embed = Callable[[Sequence[Any]], Float[np.ndarray, "N D"]]
-
-
-def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-    """The symmetric root; rounding leaves eigenvalues of 0 a little below it."""
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+EmbedAll = Callable[[Sequence[Any]], Sequence[np.ndarray] | Float[np.ndarray, "N D"]]  # several to an item, or one
 
 
 def _check_width(a: int, b: int) -> None:
@@ -32,8 +26,10 @@ def _check_width(a: int, b: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Gaussian:
+    """`factor` is F of a covariance Fᵀ F, with no more rows than it has to have."""
+
     mean: Float[np.ndarray, " D"]
-    covariance: Float[np.ndarray, "D D"]
+    factor: Float[np.ndarray, "R D"]
 
     @classmethod
     def of(cls, embeddings: Float[np.ndarray, "N D"]) -> _Gaussian:
@@ -43,18 +39,18 @@ class _Gaussian:
                 f"A Fréchet distance is between sets of at least 2 embeddings, got shape {embeddings.shape}; "
                 "evaluate more examples."
             )
-        centred = embeddings - embeddings.mean(0)
-        return cls(embeddings.mean(0), centred.T @ centred / (len(centred) - 1))
-
-    @functools.cached_property
-    def root(self) -> Float[np.ndarray, "D D"]:
-        return _root(self.covariance)
+        centred = (embeddings - embeddings.mean(0)) / np.sqrt(len(embeddings) - 1)
+        if len(centred) > centred.shape[1]:
+            # Rounding leaves eigenvalues of 0 a little below it.
+            values, vectors = np.linalg.eigh(centred.T @ centred)
+            centred = np.sqrt(values.clip(0))[:, None] * vectors.T
+        return cls(embeddings.mean(0), centred)
 
     def distance(self, other: _Gaussian) -> float:
         _check_width(len(self.mean), len(other.mean))
-        # The trace of (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric and has no imaginary part.
-        shared = np.linalg.eigvalsh(self.root @ other.covariance @ self.root)
-        spread = np.trace(self.covariance) + np.trace(other.covariance) - 2 * np.sqrt(shared.clip(0)).sum()
+        # With A = Fᵀ F and B = Gᵀ G the trace of (A B)^(1/2) is the sum of the singular values of F Gᵀ.
+        shared = np.linalg.svd(self.factor @ other.factor.T, compute_uv=False).sum()
+        spread = np.sum(self.factor**2) + np.sum(other.factor**2) - 2 * shared
         return max(float(np.sum((self.mean - other.mean) ** 2) + spread), 0.0)
 
 
@@ -88,6 +84,42 @@ def frechet(name: str, embed: Embed, reference_embeddings: Float[np.ndarray, "M 
         return float("inf") if not np.isfinite(rows).all() else truth.distance(_Gaussian.of(rows))
 
     return Measure(name, False, rows, score)
+
+
+def frechet_to_originals(
+    name: str, width: int, embed_reference: EmbedAll, embed_prediction: EmbedAll, resamples: int = RESAMPLES
+) -> Measure:
+    """The distance between the embeddings of all predictions and those of all their references.
+
+    An embedder gives each item one embedding of `width` numbers, or several [E, width], which all count alike. A row has
+    those of a prediction, and then those of its reference, so that a sample of rows has whole pairs; the longest item
+    tells how many have room, and NaN fills what is over. An item without any, as a missing prediction is, makes the
+    distance infinite: to leave it out would reward it.
+    """
+
+    def rows(references: Sequence[Any], predictions: Sequence[Any]) -> Float[np.ndarray, "N W"]:
+        present = [i for i, prediction in enumerate(predictions) if prediction is not None]
+        made: list[np.ndarray] = [np.zeros((0, width))] * len(predictions)
+        if present:
+            for i, embedding in zip(present, embed_prediction([predictions[i] for i in present]), strict=True):
+                made[i] = np.atleast_2d(embedding)
+        truth = [np.atleast_2d(embedding) for embedding in embed_reference(references)] if references else []
+        for embeddings in (*made, *truth):
+            _check_width(embeddings.shape[-1], width)
+        result = np.full((len(predictions), 2, max(map(len, (*made, *truth)), default=1), width), np.nan)
+        for row, *pair in zip(result, made, truth, strict=True):
+            for half, embeddings in zip(row, pair, strict=True):
+                half[: len(embeddings)] = embeddings
+        return result.reshape(len(predictions), result[0].size if len(result) else 2 * width)
+
+    def score(rows: Float[np.ndarray, "N W"]) -> float:
+        pairs = rows.reshape(len(rows), 2, -1, width)
+        if np.isnan(pairs[:, :, 0, 0]).any():
+            return float("inf")
+        made, truth = (half[~np.isnan(half[..., 0])] for half in pairs.swapaxes(0, 1))
+        return _Gaussian.of(made).distance(_Gaussian.of(truth))
+
+    return Measure(name, False, rows, score, resamples)
 
 
 def cosine_rows(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 1"]:

@@ -28,10 +28,13 @@ PROMPT_SECONDS = 3.0  # of a voice to imitate (VALL-E's protocol, arXiv 2301.021
 _MODULES = {
     "coco_caption": "coco",
     "coco_image": "coco",
+    "dialogue": "dialogue",
+    "dialogue_spoken": "dialogue",
     "librispeech_clean": "librispeech",
     "librispeech_other": "librispeech",
     "musiccaps_caption": "musiccaps",
     "musiccaps_music": "musiccaps",
+    "omnibench": "omnibench",
     "vctk": "vctk",
     "vqav2": "vqav2",
 }
@@ -49,18 +52,23 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """`source` and `target` are modalities; `fields` those of the data's examples, the source's and the target's."""
+    """`source` and `target` are modalities; `fields` those of the data's examples, the source's and the target's.
+
+    Without a source the data are whole turns, for `preprocessors.interleaved` as dialogues, and asked as they are up to
+    the last answer. Without a target the model goes on by its own plan, and a prediction is a tuple of (modality, str
+    or medium): None stands for a medium that cannot be read.
+    """
 
     name: str
     title: str
     data: Callable[[pathlib.Path], MediaSource]  # of the folder that holds the data set
     files: tuple[str, ...]  # what must lie in that folder
-    source: str
-    target: str
-    fields: tuple[str, str | None]
+    source: str | None
+    target: str | None
+    fields: tuple[str, str | None] | None  # None without a source
     reference: Callable[[Mapping[str, Any]], Any]  # of an example's attributes: what the measures compare with
     measures: tuple[Measure, ...]  # that need no network
-    sampling: Sampling  # of the target's modality
+    sampling: Sampling  # of the target's modality, of every one without a target
     beams: int
     max_new_tokens: int
     citation: str
@@ -78,13 +86,15 @@ class Protocol:
         self.check(folder)
         if self.name in seqio.TaskRegistry.names():
             seqio.TaskRegistry.remove(self.name)
-        turn = functools.partial(
-            preprocessors.pair,
-            source=self.source,
-            target=self.target,
-            source_field=self.fields[0],
-            target_field=self.fields[1],
-        )
+        turn = functools.partial(preprocessors.interleaved, kind="dialogue")
+        if self.source and self.target and self.fields:
+            turn = functools.partial(
+                preprocessors.pair,
+                source=self.source,
+                target=self.target,
+                source_field=self.fields[0],
+                target_field=self.fields[1],
+            )
         return seqio.TaskRegistry.add(
             self.name,
             source=self.data(folder),

@@ -1,7 +1,8 @@
 """Captions of MS-COCO pictures by Karpathy's split, five captions a picture, both ways.
 
 To text by beam search of five. To pictures by one caption, judged by CLIP twice: AnyGPT's 0.65 is called the similarity
-to "its corresponding caption from a real image", and can only be a cosine of two pictures; so both are measured.
+to "its corresponding caption from a real image", and can only be a cosine of two pictures; so both are measured. With
+Inception's weights there is FID too, between all pictures made and all their originals.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.measures import Measure
 from anygpt_jax.evaluation.measures.captions import BLEU4, CIDER, ROUGE_L
-from anygpt_jax.evaluation.measures.distributions import similarity
+from anygpt_jax.evaluation.measures.distributions import frechet_to_originals, similarity
 from anygpt_jax.evaluation.protocols import SPLIT, Protocol, Published
 from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities.pictures import load_picture
@@ -48,14 +49,26 @@ def _picture(folder: pathlib.Path, entry: dict) -> Iterator[Example]:
     }
 
 
-def _clip_measures(judges: Judges) -> tuple[Measure, ...]:
+def _originals(attributes: Sequence[Mapping[str, Any]]) -> Iterator[np.ndarray]:
+    return (load_picture(pathlib.Path(a["file"]).read_bytes()) for a in attributes)
+
+
+def _picture_measures(judges: Judges) -> tuple[Measure, ...]:
     def original(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return judges.clip.images([load_picture(pathlib.Path(a["file"]).read_bytes()) for a in attributes])
+        return judges.clip.images(list(_originals(attributes)))
 
     def caption(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return judges.clip.texts([a["captions"][0] for a in attributes])
 
-    return similarity("clip_i", original, judges.clip.images), similarity("clip_t", caption, judges.clip.images)
+    found = (similarity("clip_i", original, judges.clip.images), similarity("clip_t", caption, judges.clip.images))
+    if (inception := judges.inception) is None:
+        return found
+
+    def features(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        return inception.images(_originals(attributes))
+
+    # A sample drawn with repetition is further from the originals than the pictures are: it gives no interval.
+    return (*found, frechet_to_originals("fid", inception.width, features, inception.images, resamples=0))
 
 
 PROTOCOLS = {
@@ -92,7 +105,7 @@ PROTOCOLS = {
         fields=("caption", "image"),
         reference=lambda attributes: attributes,
         measures=(),
-        judged=_clip_measures,
+        judged=_picture_measures,
         sampling=Sampling(temperature=1.0, top_p=0.7),  # AnyGPT, table 9
         beams=1,
         max_new_tokens=4096,

@@ -1,4 +1,4 @@
-"""Music and its descriptions: MusicCaps, both ways, judged by CLAP.
+"""Music and its descriptions: MusicCaps, both ways, judged by CLAP; with VGGish's weights music made has an FAD too.
 
 Clips are of YouTube and many were taken down since: those without a file are left out, so that `n` differs from paper
 to paper. AnyGPT's paper does not say which of LAION's networks its CLAP score is by: scores by another one have another
@@ -17,10 +17,11 @@ import numpy as np
 
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.measures import Measure
-from anygpt_jax.evaluation.measures.distributions import similarity
+from anygpt_jax.evaluation.measures.distributions import frechet_to_originals, similarity
 from anygpt_jax.evaluation.protocols import SPLIT, Protocol, Published
 from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities.audio import load_audio
+from anygpt_jax.modalities.base import Audio
 from anygpt_jax.tasks.sources.source import Example, File, MediaSource, Unit, read_medium
 
 ANNOTATIONS = "musiccaps-public.csv"
@@ -49,12 +50,15 @@ def _clip(path: pathlib.Path, caption: str) -> Iterator[Example]:
     yield {"key": path.stem, "music": read_medium(path), "caption": caption, "attributes": attributes}
 
 
+def _originals(attributes: Sequence[Mapping[str, Any]], rate: int) -> Iterator[Audio]:
+    return (load_audio(pathlib.Path(a["file"]).read_bytes(), rate) for a in attributes)  # all at once would be 10 GB
+
+
 def _text_measures(judges: Judges) -> tuple[Measure, ...]:
     clap = judges.clap
 
     def original(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        rate = clap.mels.sample_rate  # all of them at once would be 10 GB
-        return clap.sounds(load_audio(pathlib.Path(a["file"]).read_bytes(), rate) for a in attributes)
+        return clap.sounds(_originals(attributes, clap.mels.sample_rate))
 
     return (similarity("clap_score", original, clap.texts),)
 
@@ -65,7 +69,14 @@ def _music_measures(judges: Judges) -> tuple[Measure, ...]:
     def caption(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return clap.texts([a["caption"] for a in attributes])
 
-    return (similarity("clap_score", caption, clap.sounds),)
+    found = (similarity("clap_score", caption, clap.sounds),)
+    if (vggish := judges.vggish) is None:
+        return found
+
+    def embeddings(attributes: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        return vggish.sounds(_originals(attributes, vggish.sample_rate))
+
+    return (*found, frechet_to_originals("fad", vggish.width, embeddings, vggish.sounds))
 
 
 CITATION = "Agostinelli et al. 2023 (arXiv 2301.11325)"
