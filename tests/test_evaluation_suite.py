@@ -3,9 +3,13 @@
 import argparse
 import copy
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
+import pod
 import pytest
 from PIL import Image
 
@@ -119,6 +123,31 @@ def test_an_answer_is_the_same_however_the_work_is_shared_and_broken_off(pipelin
     assert predict(pipeline, protocol, examples, whole, Share()) == 0
     with pytest.raises(UserError, match="has predictions by another model and seed; name another --out"):
         predict(pipeline, protocol, examples, whole, Share(), seed=1, model="other weights")
+
+
+@pytest.mark.slow
+def test_four_processes_of_one_job_answer_as_one(data, tmp_path):
+    command = [sys.executable, "-m", "anygpt_jax.cli", "evaluate", "--tasks=vqav2,coco_caption", f"--data={data}"]
+    common = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    subprocess.run([*command, f"--out={tmp_path / 'one'}"], env=common, check=True)
+    address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{pod.free_port()}", "JAX_NUM_PROCESSES": "4"}
+    joined = [
+        subprocess.Popen(
+            [*command, f"--out={tmp_path / 'four'}"],
+            env={**common, **address, "JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(4)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in joined]
+    assert [process.returncode for process in joined] == [0] * 4
+    assert "VQA v2" in said[0] and not any("VQA v2" in other for other in said[1:])  # scored once
+    for task in ("vqav2", "coco_caption"):
+        one, four = tmp_path / "one" / task, tmp_path / "four" / task
+        assert len(list(four.glob(scoring.FILES))) == 4
+        assert scoring.read_lines(four) == scoring.read_lines(one)
+        assert (four / "scores.json").read_bytes() == (one / "scores.json").read_bytes()
 
 
 def test_the_verb_scores_compares_and_notes_what_it_found(data, tmp_path, capsys):

@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="FOLDER", help="with a folder for each data set of --tasks, named as its task"
     )
     parser.add_argument("--examples", type=int, metavar="N", help="of --tasks, the first N in an order by their keys")
-    parser.add_argument("--share", default="0/1", metavar="I/N", help="answer the I-th of N parts of --tasks, from 0")
+    parser.add_argument(
+        "--share", metavar="I/N", help="answer the I-th of N parts of --tasks, from 0 (this process's of the job's)"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where predictions of --tasks are kept (WORKDIR/benchmarks)")
     parser.add_argument("--leaderboard", metavar="PATH", help="where a line for each task goes (OUT/leaderboard.jsonl)")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """`anygpt evaluate --tasks=…`: published protocols on a checkpoint, from data to a line of the leaderboard.
 
 WORKDIR/benchmarks/NAME has the predictions, and when all are there scores.json; WORKDIR/benchmarks/leaderboard.jsonl gets a
-line whenever a protocol is scored. With --share=I/N one of N processes answers its part; whichever ends last scores.
+line whenever a protocol is scored. Of a job of several processes (`multihost.join`) each answers its part, and the first
+scores when all have. With --share=I/N processes need not know of each other; whichever ends last scores.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
+from anygpt_jax import multihost
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import scoring
@@ -59,7 +63,8 @@ def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     if not args.data:
         raise UserError("--tasks needs --data=FOLDER with a folder for each task; docs/evaluation.md tells the files.")
     protocols = [by_name(name) for name in args.tasks.split(",") if name]
-    share = share_of(args.share)
+    multihost.join(config)
+    share = share_of(args.share) if args.share else Share(jax.process_index(), jax.process_count())
     for protocol in protocols:
         protocol.register(pathlib.Path(args.data) / protocol.name)
     out = pathlib.Path(args.out or pathlib.Path(config.workdir) / "benchmarks")
@@ -73,6 +78,10 @@ def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         examples = examples_of(protocol, args.examples)
         folder = out / protocol.name
         predict(pipeline, protocol, examples, folder, share, int(config.seed), model_of(config, pipeline.step))
+        if share.count > 1 and not args.share:
+            multihost_utils.sync_global_devices(f"answers of {protocol.name}")
+            if not multihost.leads():
+                continue
         done = scoring.read_lines(folder)
         if len(done) < len(examples):
             print(f"{protocol.name}: {len(examples) - len(done)} of {len(examples)} are left to the other processes")
@@ -84,9 +93,10 @@ def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         if args.compare:
             other = pathlib.Path(args.compare) / protocol.name
             results[-1]["compared"] = compare(rows, rows_of(protocol, examples, other, pipeline, judges))
+    if not results:
+        return
     print(table(results))
-    if results:
-        print(suite_report.write(out, results, shown, f"this model, step {pipeline.step:,}", BOUNDED))
+    print(suite_report.write(out, results, shown, f"this model, step {pipeline.step:,}", BOUNDED))
     if args.json:
         write_atomically(pathlib.Path(args.json), to_json(results, indent=1).encode())
 
