@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 from anygpt_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CLOCKS_APART = 5.0  # seconds between hosts' clocks that are worth a warning: logs then tell another order than was
 
@@ -51,6 +53,28 @@ def join(config: ml_collections.ConfigDict) -> None:
 def leads() -> bool:
     """True in the one process that writes what is written once."""
     return jax.process_index() == 0
+
+
+def lead(work: Callable[[], T], seconds: float = 2.0) -> T | None:
+    """`work()` of the first process, however long it takes, while the others wait; None in the others.
+
+    All must call this. Its error is raised in the first process, and a UserError in the others.
+    """
+    if jax.process_count() == 1:
+        return work()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        going = pool.submit(work) if leads() else None
+        while True:  # a barrier alone would be given up after a time
+            state = 0 if going is None or not going.done() else 2 if going.exception() else 1
+            state = int(np.asarray(multihost_utils.process_allgather(np.int32(state))).reshape(-1)[0])
+            if state:
+                break
+            time.sleep(seconds)
+        if going is not None:
+            return going.result()
+    if state == 2:
+        raise UserError("The first process could not go on; its own output says why.")
+    return None
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

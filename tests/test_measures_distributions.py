@@ -8,7 +8,6 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import scoring
 from anygpt_jax.evaluation.measures.distributions import (
     cosine_rows,
-    frechet,
     frechet_distance,
     frechet_to_originals,
     similarity,
@@ -72,34 +71,13 @@ def test_sets_that_have_no_distance_are_refused():
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
     with pytest.raises(UserError, match="of 3 and 2 numbers"):
         frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
-    measure = frechet("fid", lambda images: np.zeros((len(images), 1)), np.eye(3))
-    with pytest.raises(UserError, match="of 1 and 3 numbers"):
-        measure.rows([None] * 2, ["image"] * 2)
-
-
-def test_the_measure_of_a_set():
-    rng = np.random.default_rng(0)
-    truth, made = rng.normal(size=(40, 3)), rng.normal(size=(30, 3)) * 2
-    measure = frechet("fid", lambda images: np.stack(images), truth)
-    assert measure.name == "fid" and not measure.higher_is_better
-    rows = measure.rows([None] * 30, list(made))
-    np.testing.assert_array_equal(rows, made)
-    assert measure.score(rows) == pytest.approx(frechet_distance(made, truth))
-    assert measure.score(measure.rows([None] * 40, list(truth))) == pytest.approx(0, abs=1e-9)
-    assert measure.score(rows + 10) > measure.score(rows) + 250
-    drawn = rng.integers(30, size=30)
-    assert measure.score(rows[drawn]) == pytest.approx(frechet_distance(made[drawn], truth))
-    missing = measure.rows([None] * 3, [made[0], None, made[1]])
-    np.testing.assert_array_equal(missing[[0, 2]], made[:2])
-    assert measure.score(missing) == np.inf
-    assert measure.score(measure.rows([None] * 2, [None] * 2)) == np.inf
 
 
 def test_a_shifted_set_is_further_from_its_originals():
     """By the closed form: only means differ, so the distance is the square of the shift."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5))
-    measure = frechet_to_originals("fid", 5, np.stack, np.stack, resamples=0)
+    measure = frechet_to_originals("fid", 5, np.stack, np.stack)
     assert measure.name == "fid" and not measure.higher_is_better
     for shift in (0.0, 0.5, 3.0):
         rows = measure.rows(list(truth), list(truth + shift))
@@ -127,7 +105,7 @@ def test_examples_with_several_embeddings_stay_together():
     assert shorter.shape[1] < rows.shape[1]
     found = scoring.difference(measure, shorter, rows)
     assert found.value == pytest.approx(measure.score(rows) - measure.score(shorter))
-    assert found.low <= found.value <= found.high < 0 and found.p == 0
+    assert np.isnan([found.low, found.high, found.p]).all()
 
 
 def test_a_missing_prediction_is_infinitely_far_from_its_original():
@@ -144,7 +122,7 @@ def test_a_missing_prediction_is_infinitely_far_from_its_original():
 
 
 def test_a_measure_without_samples_has_no_interval():
-    measure = frechet_to_originals("fid", 2, np.stack, np.stack, resamples=0)
+    measure = frechet_to_originals("fid", 2, np.stack, np.stack)
     truth = np.random.default_rng(0).normal(size=(9, 2))
     first, second = (measure.rows(list(truth), list(truth + shift)) for shift in (2, 1))
     score, difference = scoring.measured(measure, first), scoring.difference(measure, first, second)

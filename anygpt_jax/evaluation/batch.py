@@ -69,9 +69,9 @@ def predict(
     `model` says which weights these are. UserError if the folder has predictions by others, or by another protocol or seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(
-        folder, {"model": model, "task": protocol.recipe(), "format": type(pipeline.formatter).__name__, "seed": seed}
-    )
+    s = pipeline.engine.settings
+    made_by = {"model": model, "task": protocol.recipe(), "format": type(pipeline.formatter).__name__, "seed": seed}
+    _claim(folder, {**made_by, "engine": f"weights {s.weights}, cache {s.cache}, context {s.context}"})
     path = folder / f"predictions-{share.index:04}-of-{share.count:04}.jsonl"
     whole_lines(path)  # what was cut off is asked again
     done = read_lines(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from anygpt_jax.cache import CacheReader
 from anygpt_jax.evaluation.examples import read_split, stable_order
+from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.runner import SHOWN, Evaluation
 from anygpt_jax.evaluation.segments import decode, modalities
@@ -67,11 +69,11 @@ class LastTurn:
         return cls(record.key, record.tokens[:cut], truth, before, " ".join(said), attributes)
 
 
-def read_turns(evaluation: Evaluation, split: str) -> list[LastTurn]:
+def read_turns(evaluation: Evaluation, split: str, task: str = TASK) -> list[LastTurn]:
     """`evaluate.dialogues` (None: all) of the split, those with several turns first, in a stable order."""
     engine = evaluation.trained.engine
-    attributes = {example.key: example.attributes for example in read_split(TASK, split)}
-    reader = CacheReader(evaluation.workdir / "cache", TASK, split)
+    attributes = {example.key: example.attributes for example in read_split(task, split)}
+    reader = CacheReader(evaluation.workdir / "cache", task, split)
     turns = []
     for i in range(len(reader)):
         record = reader[i]
@@ -82,22 +84,25 @@ def read_turns(evaluation: Evaluation, split: str) -> list[LastTurn]:
     return turns[: evaluation.config.evaluate.get("dialogues")]
 
 
-def run(evaluation: Evaluation) -> dict[str, Any] | None:
-    """The entry of the dialogues; an earlier run's if nothing has changed since. None without any dialogue."""
+def run(evaluation: Evaluation, task: str = TASK) -> dict[str, Any] | None:
+    """The entry of a task of dialogues; an earlier run's if nothing has changed since. None without any dialogue."""
     split = evaluation.config.evaluate.split
-    predictions = Predictions(evaluation.workdir / "predictions" / TASK, evaluation.tokenizers)
-    recipe = evaluation.recipe(TASK, split)
+    predictions = Predictions(evaluation.workdir / "predictions" / task, evaluation.tokenizers)
+    recipe = evaluation.recipe(task, split)
     if finished := predictions.finished(recipe):
         return finished
     began = time.monotonic()
-    turns = read_turns(evaluation, split)
+    turns = read_turns(evaluation, split, task)
     if not turns:
         return None
     predictions.start()
-    seeds = [stable_order(turn.key, f"{evaluation.config.seed}/{TASK}") for turn in turns]
+    seeds = [stable_order(turn.key, f"{evaluation.config.seed}/{task}") for turn in turns]
     answers = evaluation.trained.engine.generate([turn.prompt for turn in turns], ANY, seeds)
     media = decode(evaluation.trained, [answer.segments for answer in answers])
     entry = {**entry_of(turns, answers), "images": judge_images(turns, answers, media)}
+    if task != TASK:
+        entry["music"] = judge_music(turns, answers, media)
+        entry["chain"] = judge_chain(turns, answers, media, evaluation.config.tokenize.get("heard") or "")
     entry["seconds"] = round(time.monotonic() - began, 1)
     _keep(predictions, evaluation, turns, answers, media)
     predictions.finish(entry, recipe)
@@ -146,11 +151,53 @@ def judge_images(
     asked = [i for i, t in enumerate(turns) if "image" in modalities(t.truth) and "object" in t.attributes]
     if not asked:
         return {"n": 0}
-    pictures = []
-    for i in asked:
-        found = zip(answers[i].segments, media[i], strict=True)
-        pictures.append(next((medium for segment, medium in found if segment.modality == "image"), None))
+    pictures = [_first("image", answers[i], media[i]) for i in asked]
     return {"n": len(asked), **metrics.image_attributes([turns[i].attributes for i in asked], pictures)}
+
+
+def judge_music(
+    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]]
+) -> dict[str, float]:
+    """The same of music, where the attributes name an instrument."""
+    asked = [i for i, t in enumerate(turns) if "music" in modalities(t.truth) and "instrument" in t.attributes]
+    if not asked:
+        return {"n": 0}
+    tunes = [_first("music", answers[i], media[i]) for i in asked]
+    return {"n": len(asked), **metrics.music_attributes([turns[i].attributes for i in asked], tunes)}
+
+
+def judge_chain(
+    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]], heard: str
+) -> dict[str, Any]:
+    """Of answers to speech: word error rates of the transcript that they begin with (as `heard` has it), and of what a
+    recognizer hears in their speech against the text before it. An answer without the one or the other has all wrong."""
+    spoken = [i for i, turn in enumerate(turns) if turn.attributes.get("spoken")]
+    if not spoken or not heard:
+        return {"n": 0}
+    transcripts, replies, sounds = [], [], []
+    pattern = re.compile(f"{re.escape(heard).replace(re.escape('{}'), '(.*?)')}(.*)", re.DOTALL)
+    for i in spoken:
+        found = pattern.fullmatch(str(_first(TEXT, answers[i], media[i]) or "").strip())
+        transcripts.append(found[1].strip() if found else "")
+        replies.append(found[2].strip() if found else "")
+        sounds.append(_first("speech", answers[i], media[i]) if found and found[2].strip() else None)
+    whisper = (judges := Judges()).whisper
+    hear = whisper.heard if whisper else judges.heard
+    said = iter(hear([sound for sound in sounds if sound is not None]))
+    agreed = [None if sound is None else next(said) for sound in sounds]
+    asked = [{"text": turns[i].attributes["asked"]} for i in spoken]
+    wanted = [{"text": r or turns[i].attributes["answer_text"]} for r, i in zip(replies, spoken, strict=True)]
+    return {
+        "n": len(spoken),
+        "recognizer": f"whisper {whisper.size}" if whisper else "pocketsphinx",
+        "transcript_wer": metrics.word_error_rate(asked, transcripts)["wer"],
+        "speech_wer": metrics.word_error_rate(wanted, [text or "" for text in agreed])["wer"],
+    }
+
+
+def _first(modality: str, answer: Answer, media: Sequence[Any]) -> Any:
+    found = zip(answer.segments, media, strict=True)
+    return next((medium for segment, medium in found if segment.modality == modality), None)
 
 
 def _keep(

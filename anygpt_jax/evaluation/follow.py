@@ -9,8 +9,11 @@ import pathlib
 import time
 
 import ml_collections
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
+from anygpt_jax import multihost
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import suite
 from anygpt_jax.generation.pipeline import checkpoints_of
@@ -25,10 +28,12 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace, pause: floa
 
     A checkpoint that is replaced by a newer one while another is evaluated is left out. The leaderboard is OUT's.
     """
+    multihost.join(config)
     out, done = pathlib.Path(args.out or pathlib.Path(config.workdir) / "benchmarks"), -1
     last = int(config.train.steps)
     while done < last:
         newest = max(folders.final_steps(epath.Path(checkpoints_of(config))), default=-1)
+        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))  # one step for all processes
         if newest <= done:
             time.sleep(pause)
             continue

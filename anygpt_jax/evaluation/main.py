@@ -101,10 +101,13 @@ def measure(evaluation: Evaluation, tasks: Sequence[str]) -> dict[str, Any]:
     hard = [job for job in splits if pairs.task_name(job[0], job[1]) in tasks]
     jobs += [(s, t, split) for s, t, split in hard if split in held.get(pairs.task_name(s, t), {})]
     texts = [task for task in perplexity.TASKS if config.evaluate.split in held.get(task, {}) and task in tasks]
-    talks = dialogues.TASK in texts and config.evaluate.get("dialogues") != 0
+    talks = [
+        task for task in ("dialogues", "any_instruct") if config.evaluate.split in held.get(task, {}) and task in tasks
+    ]
+    talks = talks if config.evaluate.get("dialogues") != 0 else []
     matrix: dict[str, dict[str, Any]] = {m: {} for m in modalities} if jobs else {}
     measured: dict[str, Any] = {"matrix": matrix, "hard": {}, "tokenizers": {}}
-    with tqdm(total=len(jobs) + len(texts) + bool(jobs) + talks, desc="evaluate", unit="part") as bar:
+    with tqdm(total=len(jobs) + len(texts) + bool(jobs) + len(talks), desc="evaluate", unit="part") as bar:
 
         def part(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
             bar.set_postfix_str(name)
@@ -120,8 +123,9 @@ def measure(evaluation: Evaluation, tasks: Sequence[str]) -> dict[str, Any]:
             else:
                 measured["hard"].setdefault(pairs.task_name(source, target), {})[split] = entry
         add_legs(matrix)
-        if talks and (entry := part("dialogues", dialogues.run, evaluation)):
-            measured["dialogues"] = entry
+        for task in talks:
+            if entry := part(task, dialogues.run, evaluation, task):
+                measured[task] = entry
         if texts:
             measured["text"] = {task: part(task, evaluation.run_text, task) for task in texts}
         if jobs:
@@ -228,8 +232,10 @@ def table(matrix: dict[str, dict[str, Any]]) -> str:
 def other_lines(measured: dict[str, Any]) -> str:
     """The dialogues and the text as lines of text."""
     lines = [""]
-    if talk := measured.get("dialogues"):
-        groups = {"dialogues": talk, "several turns": talk["several_turns"], "one turn": talk["one_turn"]}
+    for task in ("dialogues", "any_instruct"):
+        if not (talk := measured.get(task)):
+            continue
+        groups = {task: talk, "several turns": talk["several_turns"], "one turn": talk["one_turn"]}
         for name, e in (*groups.items(), *talk["by_form"].items()):
             lines.append(
                 f"{name:<18}{'modalities':<12}{_short(e['exact'], '–'):>6}{_range(e['interval']):>14}{e['n']:>5}"

@@ -18,13 +18,17 @@ import numpy as np
 from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.measures import RESAMPLES, Measure
+from anygpt_jax.evaluation.measures import Measure
 
 FILES = "predictions-*.jsonl"
+RESAMPLES = 1000
 
 
-def read_lines(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Every whole line by its key, of all files. UserError names a key that is there twice, and a line that is no line."""
+def read_lines(folder: pathlib.Path, known: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Every whole line by its key, of all files. UserError names a key that is there twice, and a line that is no line.
+
+    Where the keys that the data have are `known`, it names a key that is none of them.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(FILES)):
         data = path.read_bytes()
@@ -37,17 +41,22 @@ def read_lines(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
             if key in found:
                 raise UserError(f"{folder} has two predictions of {key}; remove one, or the folder.")
             found[key] = row
+    if known is not None:
+        check_foreign(list(found), known, folder)
     return found
+
+
+def check_foreign(predicted: Sequence[str], known: Sequence[str], folder: pathlib.Path) -> None:
+    if foreign := sorted(set(predicted) - set(known)):
+        raise UserError(
+            f"{folder} has predictions of {_few(foreign)}, which the data do not have; mend the one or the other."
+        )
 
 
 def check_keys(predicted: Sequence[str], asked: Sequence[str], folder: pathlib.Path) -> None:
     """UserError unless both are the same keys."""
-    foreign, missing = sorted(set(predicted) - set(asked)), sorted(set(asked) - set(predicted))
-    if foreign:
-        raise UserError(
-            f"{folder} has predictions of {_few(foreign)}, which the data do not have; mend the one or the other."
-        )
-    if missing:
+    check_foreign(predicted, asked, folder)
+    if missing := sorted(set(asked) - set(predicted)):
         raise UserError(f"{folder} lacks predictions of {_few(missing)}; run the same command again to make them.")
 
 
@@ -64,17 +73,26 @@ class Score:
     high: float
 
 
-def resamples(n: int, seed: int = 0, count: int = RESAMPLES) -> np.ndarray:
-    """int[count, n]: which examples each sample has."""
-    return np.random.default_rng(seed).integers(n, size=(count, n))
+def resamples(n: int, seed: int = 0) -> np.ndarray:
+    """int[RESAMPLES, n]: which examples each sample has."""
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
 
 
 def measured(measure: Measure, rows: Float[np.ndarray, "N D"], seed: int = 0) -> Score:
-    if not measure.resamples:
+    if not measure.resampled:
         return Score(measure.score(rows), math.nan, math.nan)
-    values = [measure.score(rows[draw]) for draw in resamples(len(rows), seed, measure.resamples)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Score(measure.score(rows), float(low), float(high))
+    values = np.array([measure.score(rows[draw]) for draw in resamples(len(rows), seed)])
+    low, high = _between(values)
+    return Score(measure.score(rows), low, high)
+
+
+def _between(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
+    """The middle 95 % of the samples that have a value; NaN where fewer than half do, as of a kind that is rare."""
+    finite = values[np.isfinite(values)]
+    if 2 * len(finite) < len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(finite, [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +114,14 @@ def difference(
     """Paired bootstrap (Koehn 2004): both are scored on the same samples of examples."""
     if len(first) != len(second):  # a row of many embeddings may be wider than the other's
         raise ValueError(f"rows of shape {first.shape} and {second.shape} are not of the same examples")
-    if not measure.resamples:
+    if not measure.resampled:
         return Difference(measure.score(second) - measure.score(first), math.nan, math.nan, math.nan)
-    draws = resamples(len(first), seed, measure.resamples)
-    values = np.array([measure.score(second[d]) - measure.score(first[d]) for d in draws])
-    low, high = np.quantile(values, [0.025, 0.975])
-    p = min(1.0, 2 * min(float((values <= 0).mean()), float((values >= 0).mean())))
-    return Difference(measure.score(second) - measure.score(first), float(low), float(high), p)
+    draws = resamples(len(first), seed)
+    values = np.array([np.subtract(measure.score(second[d]), measure.score(first[d])) for d in draws])
+    low, high = _between(values)
+    known = values[np.isfinite(values)]
+    p = math.nan if math.isnan(low) else min(1.0, 2 * min(float((known <= 0).mean()), float((known >= 0).mean())))
+    return Difference(float(np.subtract(measure.score(second), measure.score(first))), low, high, p)
 
 
 def predictions_of(

@@ -94,14 +94,15 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def trained(arms: Mapping[str, Mapping[int, Row]], value_of: Callable[[str], Value]) -> str:
     """The six pairs: the specialist, the two directions together, all pairs, and all with the dialogues."""
     tasks = [arm for arm in arms if "_to_" in arm and arm not in FULL]
-    head = ("pair", "specialist", "with its way back", "all pairs", "any-to-any", "any-to-any − specialist")
+    names = ("specialist", "with its way back", "all pairs", "any-to-any")
+    head = ("pair", *names, f"{names[2]} − {names[0]}", f"{names[3]} − {names[0]}")
     lines = []
     for task in tasks:
         medium = next(m for m in task.split("_to_") if m != "text")
         value = value_of(task)
         columns = [arms.get(arm, {}) for arm in (task, f"{medium}_pair", "pairs_alone", "any_to_any")]
-        last = difference(columns[0], columns[-1], value)
-        lines.append([task.replace("_to_", " → "), *(cell(column, value) for column in columns), last])
+        gains = (difference(columns[0], column, value) for column in columns[2:])
+        lines.append([task.replace("_to_", " → "), *(cell(column, value) for column in columns), *gains])
     return _table(head, lines)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import math
 import pathlib
@@ -68,37 +69,57 @@ def _run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     for protocol in protocols:
         protocol.register(pathlib.Path(args.data) / protocol.name)
     out = pathlib.Path(args.out or pathlib.Path(config.workdir) / "benchmarks")
-    judges = Judges(pathlib.Path(args.judges) if args.judges else None)
+    judges = {protocol.name: Judges(pathlib.Path(args.judges) if args.judges else None) for protocol in protocols}
     for protocol in protocols:
-        protocol.all_measures(judges)  # what a judge lacks is said before any work
+        protocol.all_measures(judges[protocol.name])  # what a judge lacks is said before any work
     pipeline = Pipeline.load(config)
-    results = []
-    shown: dict[str, Extremes | None] = {}
+    model = model_of(config, pipeline.step)
+    results: list[tuple[dict[str, Any], Extremes | None]] = []
     for protocol in protocols:
-        examples = examples_of(protocol, args.examples)
-        folder = out / protocol.name
-        predict(pipeline, protocol, examples, folder, share, int(config.seed), model_of(config, pipeline.step))
-        if share.count > 1 and not args.share:
-            multihost_utils.sync_global_devices(f"answers of {protocol.name}")
-            if not multihost.leads():
-                continue
-        done = scoring.read_lines(folder)
-        if len(done) < len(examples):
-            print(f"{protocol.name}: {len(examples) - len(done)} of {len(examples)} are left to the other processes")
-            continue
-        rows = rows_of(protocol, examples, folder, pipeline, judges)
-        results.append(score(protocol, examples, rows, folder, pipeline, judges))
-        shown[protocol.name] = extremes(protocol, examples, done, rows, folder)
-        note(pathlib.Path(args.leaderboard or out / LEADERBOARD), results[-1], pipeline.step)
-        if args.compare:
-            other = pathlib.Path(args.compare) / protocol.name
-            results[-1]["compared"] = compare(rows, rows_of(protocol, examples, other, pipeline, judges))
+        every = examples_of(protocol)
+        predict(pipeline, protocol, every[: args.examples], out / protocol.name, share, int(config.seed), model)
+
+        def work(protocol: Protocol = protocol, every: Sequence[Example] = every) -> None:
+            if found := scored(protocol, every, out, pipeline, judges[protocol.name], args, model):
+                results.append(found)
+
+        if args.share:
+            work()
+        else:
+            multihost_utils.sync_global_devices(f"answers of {protocol.name}, step {pipeline.step}")
+            multihost.lead(work)
     if not results:
         return
-    print(table(results))
-    print(suite_report.write(out, results, shown, f"this model, step {pipeline.step:,}", BOUNDED))
+    told = [result for result, _ in results]
+    print(table(told))
+    shown = {result["task"]: found for result, found in results}
+    print(suite_report.write(out, told, shown, f"this model, step {pipeline.step:,}", BOUNDED))
     if args.json:
-        write_atomically(pathlib.Path(args.json), to_json(results, indent=1).encode())
+        write_atomically(pathlib.Path(args.json), to_json(told, indent=1).encode())
+
+
+def scored(
+    protocol: Protocol,
+    every: Sequence[Example],
+    out: pathlib.Path,
+    pipeline: Pipeline,
+    judges: Judges,
+    args: argparse.Namespace,
+    model: str,
+) -> tuple[dict[str, Any], Extremes | None] | None:
+    """What `score` has, on the leaderboard and compared, and examples of it; None while answers are not there."""
+    folder, examples = out / protocol.name, every[: args.examples]
+    done = scoring.read_lines(folder, [e.key for e in every])
+    if left := {e.key for e in examples} - done.keys():
+        print(f"{protocol.name}: {len(left)} of {len(examples)} are left to the other processes")
+        return None
+    rows = rows_of(protocol, examples, folder, pipeline, judges)
+    result = score(protocol, examples, rows, folder, pipeline, judges)
+    note(pathlib.Path(args.leaderboard or out / LEADERBOARD), result, pipeline.step, model)
+    if args.compare:
+        other = pathlib.Path(args.compare) / protocol.name
+        result["compared"] = compare(rows, rows_of(protocol, examples, other, pipeline, judges))
+    return result, extremes(protocol, examples, done, rows, folder)
 
 
 def rows_of(
@@ -116,7 +137,10 @@ def rows_of(
                 raise
             return None
 
-    predictions = scoring.predictions_of(scoring.read_lines(folder), [e.key for e in by_key], folder, load)
+    lines = scoring.read_lines(folder)
+    keys = [e.key for e in by_key]
+    lines = {key: line for key, line in lines.items() if key in set(keys)}
+    predictions = scoring.predictions_of(lines, keys, folder, load)
     references = [protocol.reference(e.attributes) for e in by_key]
     return {m.name: (m, m.rows(references, predictions)) for m in protocol.all_measures(judges)}
 
@@ -189,7 +213,7 @@ def bounds(
         bound: {
             m.name: m.score(m.rows(references, predictions(these)))
             for m in protocol.all_measures(judges)
-            if m.resamples  # a distance of so few originals is no bound of one of more pictures
+            if m.resampled  # a distance of so few originals is no bound of one of more pictures
         }
         for bound, these in media.items()
         if these
@@ -203,13 +227,18 @@ def compare(
     return {name: dataclasses.asdict(scoring.difference(m, theirs[name][1], rows)) for name, (m, rows) in ours.items()}
 
 
-def note(path: pathlib.Path, result: dict[str, Any], step: int) -> None:
-    """Appends one line to the leaderboard, unless its last one of this task and step says the same."""
-    line = {"task": result["task"], "step": step, "n": result["n"]}
+def note(path: pathlib.Path, result: dict[str, Any], step: int, model: str) -> None:
+    """Appends one line to the leaderboard, unless its last one of this task and model says the same."""
+    line = {"task": result["task"], "model": model, "step": step, "n": result["n"]}
     line |= {name: s["value"] for name, s in result["scores"].items()}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if to_json(line) not in lines:
-        write_atomically(path, "".join(f"{x}\n" for x in (*lines, to_json(line))).encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # processes that end together each add theirs
+        file.seek(0)
+        known = [json.loads(one) for one in file.read().splitlines()]
+        same = [one for one in known if (one["task"], one.get("model")) == (line["task"], model)]
+        if not same or to_json(same[-1]) != to_json(line):
+            file.write(to_json(line) + "\n")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

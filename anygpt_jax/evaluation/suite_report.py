@@ -131,9 +131,9 @@ def lost(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of every measure with bounds: the values from the original to the model, and what each step between them costs."""
     found = []
     for name, score in result["scores"].items():
-        steps = [(bound, score[bound]) for bound in BOUNDS if bound in score]
-        if steps:
-            steps.append(("model", score["value"]))
+        steps = [(bound, _float(score[bound])) for bound in BOUNDS if bound in score]
+        steps.append(("model", _float(score["value"])))
+        if len(steps) > 1 and all(math.isfinite(value) for _, value in steps):
             sign = 1 if score["higher_is_better"] else -1
             costs = [None, *(sign * (a - b) for (_, a), (_, b) in itertools.pairwise(steps))]
             most = max(abs(value) for _, value in steps) or 1.0
@@ -162,9 +162,14 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _float(value: float | str | None) -> float:
+    """Of a score as `suite.to_json` writes it."""
+    return math.nan if value is None else float(value)
+
+
 def number(value: float | str | None) -> str:
     """With three decimals, and a minus sign that is one; None and NaN say that there is none."""
-    value = math.nan if value is None else float(value)
+    value = _float(value)
     return "–" if math.isnan(value) else "∞" if value == math.inf else f"{round(value, 3) + 0:.3f}".replace("-", "−")
 
 

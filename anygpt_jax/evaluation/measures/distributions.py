@@ -6,14 +6,15 @@ What embeds is given: the distance is "FID" only with the Inception network it w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation.measures import RESAMPLES, Measure, mean
+from anygpt_jax.evaluation.measures import Measure, mean
 
 Embed = Callable[[Sequence[Any]], Float[np.ndarray, "N D"]]
 EmbedAll = Callable[[Sequence[Any]], Sequence[np.ndarray] | Float[np.ndarray, "N D"]]  # several to an item, or one
@@ -64,37 +65,14 @@ def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -
     return _Gaussian.of(a).distance(_Gaussian.of(b))
 
 
-def frechet(name: str, embed: Embed, reference_embeddings: Float[np.ndarray, "M D"]) -> Measure:
-    """The distance of the predictions' embeddings, which are the rows [N, D], to a fixed set's; references are unused.
-
-    A missing prediction's row is NaN, and a set with one has an infinite distance: to leave it out would reward it.
-    """
-    truth = _Gaussian.of(reference_embeddings)
-
-    def rows(references: Sequence[Any], predictions: Sequence[Any]) -> Float[np.ndarray, "N D"]:
-        result = np.full((len(predictions), len(truth.mean)), np.nan)
-        present = [i for i, prediction in enumerate(predictions) if prediction is not None]
-        if present:
-            made = np.asarray(embed([predictions[i] for i in present]))
-            _check_width(made.shape[-1], len(truth.mean))
-            result[present] = made
-        return result
-
-    def score(rows: Float[np.ndarray, "N D"]) -> float:
-        return float("inf") if not np.isfinite(rows).all() else truth.distance(_Gaussian.of(rows))
-
-    return Measure(name, False, rows, score)
-
-
-def frechet_to_originals(
-    name: str, width: int, embed_reference: EmbedAll, embed_prediction: EmbedAll, resamples: int = RESAMPLES
-) -> Measure:
+def frechet_to_originals(name: str, width: int, embed_reference: EmbedAll, embed_prediction: EmbedAll) -> Measure:
     """The distance between the embeddings of all predictions and those of all their references.
 
     An embedder gives each item one embedding of `width` numbers, or several [E, width], which all count alike. A row has
     those of a prediction, and then those of its reference, so that a sample of rows has whole pairs; the longest item
     tells how many have room, and NaN fills what is over. An item without any, as a missing prediction is, makes the
-    distance infinite: to leave it out would reward it.
+    distance infinite: to leave it out would reward it. It has no interval: a sample drawn with repetition is further from
+    the originals than the whole set is.
     """
 
     def rows(references: Sequence[Any], predictions: Sequence[Any]) -> Float[np.ndarray, "N W"]:
@@ -119,7 +97,16 @@ def frechet_to_originals(
         made, truth = (half[~np.isnan(half[..., 0])] for half in pairs.swapaxes(0, 1))
         return _Gaussian.of(made).distance(_Gaussian.of(truth))
 
-    return Measure(name, False, rows, score, resamples)
+    return Measure(name, False, rows, score, resampled=False)
+
+
+def embed_in_batches(embed: Embed, items: Iterable[Any], size: int = 64) -> Float[np.ndarray, "N D"]:
+    """`embed` of so many items at a time: thousands of recordings are never in memory together."""
+    batches = iter(items)
+    found = []
+    while batch := list(itertools.islice(batches, size)):
+        found.append(np.asarray(embed(batch)))
+    return np.concatenate(found)
 
 
 def cosine_rows(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 1"]:

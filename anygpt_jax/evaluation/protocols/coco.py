@@ -18,7 +18,7 @@ import numpy as np
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.measures import Measure
 from anygpt_jax.evaluation.measures.captions import BLEU4, CIDER, ROUGE_L
-from anygpt_jax.evaluation.measures.distributions import frechet_to_originals, similarity
+from anygpt_jax.evaluation.measures.distributions import embed_in_batches, frechet_to_originals, similarity
 from anygpt_jax.evaluation.protocols import SPLIT, Protocol, Published
 from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.modalities.pictures import load_picture
@@ -55,7 +55,7 @@ def _originals(attributes: Sequence[Mapping[str, Any]]) -> Iterator[np.ndarray]:
 
 def _picture_measures(judges: Judges) -> tuple[Measure, ...]:
     def original(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return judges.clip.images(list(_originals(attributes)))
+        return embed_in_batches(judges.clip.images, _originals(attributes))
 
     def caption(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return judges.clip.texts([a["captions"][0] for a in attributes])
@@ -67,8 +67,7 @@ def _picture_measures(judges: Judges) -> tuple[Measure, ...]:
     def features(attributes: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return inception.images(_originals(attributes))
 
-    # A sample drawn with repetition is further from the originals than the pictures are: it gives no interval.
-    return (*found, frechet_to_originals("fid", inception.width, features, inception.images, resamples=0))
+    return (*found, frechet_to_originals("fid", inception.width, features, inception.images))
 
 
 PROTOCOLS = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.measures import Measure
-from anygpt_jax.evaluation.measures.distributions import Embed, similarity
+from anygpt_jax.evaluation.measures.distributions import Embed, embed_in_batches, similarity
 from anygpt_jax.evaluation.measures.transcripts import word_errors
 from anygpt_jax.evaluation.protocols import SPLIT, Protocol, Published
 from anygpt_jax.generation.sampling import Sampling
@@ -59,7 +59,7 @@ def _measures(judges: Judges) -> tuple[Measure, ...]:
 
     def voices(name: str, embed: Embed) -> Measure:
         def originals(references: Sequence[Mapping[str, Any]]) -> np.ndarray:
-            return embed([load_audio(pathlib.Path(r["file"]).read_bytes()) for r in references])
+            return embed_in_batches(embed, (load_audio(pathlib.Path(r["file"]).read_bytes()) for r in references))
 
         return similarity(name, originals, embed)
 
