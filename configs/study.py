@@ -1,7 +1,7 @@
 """The paper's claim in miniature (docs/study.md): one any-to-any model beside specialists and pairs, at equal tokens.
 
-`configs/study.py` is the whole mixture, on data that all arms of a seed share; `:ARM` is one of ARMS, which sees exactly
-as many tokens of each of its tasks, in as many steps as those take. `launch/study.py` runs them all.
+`configs/study.py` is the whole mixture, on data that all arms of a seed share; `:ARM` is one of ARMS, which sees as
+many tokens of each of its tasks, in as many steps as those take. `launch/study.py` runs them all.
 """
 
 import importlib.util

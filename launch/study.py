@@ -52,7 +52,9 @@ def check_lengths(folder: pathlib.Path, told: dict[str, int]) -> None:
         shards = Manifest.load(folder / "cache").tasks[task]["train"]
         mean = sum(shard.tokens for shard in shards) / sum(shard.records for shard in shards)
         if abs(mean / tokens - 1) > 0.05:
-            raise RuntimeError(f"{task} has {mean:.1f} tokens a record and configs/study.py says {tokens}; mend TOKENS.")
+            raise RuntimeError(
+                f"{task} has {mean:.1f} tokens a record and configs/study.py says {tokens}; mend TOKENS."
+            )
 
 
 def prepare(folder: pathlib.Path, seed: int) -> None:
@@ -87,6 +89,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(study().ARMS))
     args = parser.parse_args()
+    args.workdir = args.workdir.resolve()
     results = args.workdir / "results.jsonl"
     done = set()
     if results.is_file():
@@ -114,8 +117,8 @@ def main() -> int:
             for job in concurrent.futures.as_completed(jobs):
                 try:
                     row = job.result()
-                except RuntimeError as e:
-                    print(e, file=sys.stderr)
+                except Exception as e:  # the other arms go on
+                    print(f"{jobs[job]}, seed {seed}: {type(e).__name__}: {e}", file=sys.stderr)
                     failed += 1
                     continue
                 with results.open("a", encoding="utf-8") as file:

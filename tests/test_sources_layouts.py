@@ -231,6 +231,13 @@ def test_spoken_dialogues_ask_by_voice_and_answer_by_text_and_voice(instruct):
     ]  # fmt: skip
 
 
+def test_answers_to_speech_can_begin_with_its_words(instruct):
+    first = interleaved(any_instruct_of(instruct, spoken=True, heard="you said {} :"), "dialogue")[0]
+    assert list(first["content"])[2] == b"you said what is this : a waltz"
+    written = interleaved(any_instruct_of(instruct, heard="you said {} :"), "dialogue")[0]
+    assert list(written["content"])[2] == b"a waltz"  # nothing was heard
+
+
 def test_the_names_inside_metadata_are_settings(tmp_path):
     names = Names(turns="conversations", role="from", text="value", media=(("image", "picture"),))
     rows = [{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}]

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -144,6 +145,31 @@ def postprocess(output: Any, *, example: Mapping[str, Any] | None = None, is_tar
     return output
 
 
+def of_last_answer(attributes: Attributes) -> Attributes:
+    """With what the small world's words say of the media of a made dialogue's last answer (`synthesis.export.row`)."""
+    from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES, MUSIC_ATTRIBUTES
+    from anygpt_jax.tasks.metrics.text import parse_attributes
+
+    names = {"answer_image": IMAGE_ATTRIBUTES, "answer_music": MUSIC_ATTRIBUTES}
+    stated = {
+        k: v for field, of in names.items() for k, v in parse_attributes(str(attributes.get(field, "")), of).items()
+    }
+    return {**attributes, **stated, "form": attributes.get("requirement", "dialogue")}
+
+
+def any_instruct_source(folder: pathlib.Path, heard: str) -> seqio.DataSource:
+    """Of a set that `anygpt synthesize` made; what is spoken in it is heard and answered by voice."""
+    from anygpt_jax.tasks.sources.any_instruct import any_instruct
+
+    tars = {"image": "images", "music": "music", "speech": "speech"}
+    return any_instruct(
+        {split: str(folder / split / "metadata-*.jsonl") for split in TRAINED_SPLITS},
+        {m: [str(p) for p in sorted(folder.glob(f"*/{name}-*.tar"))] for m, name in tars.items()},
+        spoken=True,
+        heard=heard,
+    )
+
+
 def register(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Registers every task of the embedded data set of this config, and the config's mixture.
 
@@ -161,6 +187,13 @@ def register(config: ml_collections.ConfigDict) -> tuple[str, ...]:
         _add(f"{kind}s", "interleaved", data_dir, TRAINED_SPLITS, steps, [])
     for name, (data, field) in TEXTS.items():
         _add(name, data, data_dir, TRAINED_SPLITS, [functools.partial(preprocessors.text_alone, field=field)], [])
+    if folder := config.tokenize.get("any_instruct"):
+        steps = [
+            functools.partial(preprocessors.interleaved, kind="dialogue"),
+            functools.partial(preprocessors.derive_attributes, derive=of_last_answer),
+        ]
+        source = any_instruct_source(pathlib.Path(folder), config.tokenize.get("heard") or "")
+        _add_task("any_instruct", source, steps, [])
     names = seqio.TaskRegistry.names()
     for name in (*config.tokenize.tasks, *config.mixture):
         if name not in names:
@@ -179,12 +212,18 @@ def _add(
     steps: Sequence[Callable],
     metric_fns: Sequence[Callable],
 ) -> None:
+    """Of the embedded data set."""
+    source = seqio.TfdsDataSource(f"{DATASET}/{data}:{settings.VERSION}", tfds_data_dir=data_dir, splits=splits)
+    _add_task(name, source, steps, metric_fns)
+
+
+def _add_task(name: str, source: seqio.DataSource, steps: Sequence[Callable], metric_fns: Sequence[Callable]) -> None:
     """Adds or moves one task. SeqIO looks at the data only when the task is read."""
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,
-        source=seqio.TfdsDataSource(f"{DATASET}/{data}:{settings.VERSION}", tfds_data_dir=data_dir, splits=splits),
+        source=source,
         preprocessors=list(steps),
         output_features=preprocessors.OUTPUT_FEATURES,
         postprocess_fn=postprocess,

@@ -97,7 +97,7 @@ class Judges:
 
     def used(self) -> dict[str, str]:
         """Of the networks that were loaded, by name: whose scores these are, as SHA-256 of the weights or as a package."""
-        found = {}
+        found: dict[str, str] = {}
         for name in ("clip", "clap", "inception", "vggish", "wavlm", "whisper", "speaker"):
             if vars(self).get(name) is None:
                 continue

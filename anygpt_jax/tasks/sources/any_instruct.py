@@ -36,41 +36,50 @@ class Names:
 
 
 def any_instruct(
-    splits: Mapping[str, str], tars: Mapping[str, Sequence[str]], names: Names = Names(), *, spoken: bool = False
+    splits: Mapping[str, str],
+    tars: Mapping[str, Sequence[str]],
+    names: Names = Names(),
+    *,
+    spoken: bool = False,
+    heard: str = "",
 ) -> MediaSource:
     """Splits are metadata files (.json or .jsonl); `tars` gives the tars of every modality.
 
     If `spoken`, the voice of a human turn takes the place of its text, and an answer is text and voice (paper, 3.3);
-    else voices are left out. In a human turn media come before the text, in an answer after it.
+    else voices are left out. In a human turn media come before the text, in an answer after it. `heard`, such as
+    "you said {} :", writes what was spoken before the answer to it (the paper's chain of modality).
     Examples are for `preprocessors.interleaved` with kind "dialogue".
     """
     paths = {m: tuple(pathlib.Path(p) for p in of) for m, of in tars.items() if spoken or m != "speech"}
-    reader = functools.partial(read, tars=paths, names=dataclasses.astuple(names), spoken=spoken)
+    reader = functools.partial(read, tars=paths, names=dataclasses.astuple(names), spoken=spoken, heard=heard)
     return MediaSource(splits, reader, fields=FIELDS, lists=LISTS)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def index(tar: pathlib.Path) -> dict[str, Member]:
     """Where every member is. Half a million of them take about 150 MB in each process that cuts dialogues."""
     return {posixpath.normpath(m.name): m for m in members(tar) if not isinstance(m, Damage)}
 
 
 def read(
-    file: File, tars: Mapping[str, Sequence[pathlib.Path]], names: tuple[Any, ...], spoken: bool
+    file: File, tars: Mapping[str, Sequence[pathlib.Path]], names: tuple[Any, ...], spoken: bool, heard: str = ""
 ) -> Iterator[Unit]:
     items = rows(file.path) if file.path.suffix == ".jsonl" else json_items(file.path)
     for n, row in enumerate(items):
-        yield functools.partial(dialogue, n, row, tars, Names(*names), spoken)
+        yield functools.partial(dialogue, n, row, tars, Names(*names), spoken, heard)
 
 
 def dialogue(
-    n: int, row: Any, tars: Mapping[str, Sequence[pathlib.Path]], names: Names, spoken: bool
+    n: int, row: Any, tars: Mapping[str, Sequence[pathlib.Path]], names: Names, spoken: bool, heard: str = ""
 ) -> Iterator[Example]:
     if isinstance(row, Unreadable) or not isinstance(row, dict) or not isinstance(row.get(names.turns), list):
         reason = row.reason if isinstance(row, Unreadable) else f"the record has no list '{names.turns}'"
         yield {"key": f"{n:08d}", "unreadable": reason}
         return
-    segments = [(role, *part) for turn in row[names.turns] for role, part in _turn(turn, tars, names, spoken)]
+    turns = row[names.turns]
+    if spoken and heard:
+        turns = list(_with_transcripts(turns, names, heard))
+    segments = [(role, *part) for turn in turns for role, part in _turn(turn, tars, names, spoken)]
     said = {k: v for k, v in row.items() if k not in (names.turns, names.key) and not isinstance(v, list | dict)}
     yield {
         "key": str(row.get(names.key, f"{n:08d}")),
@@ -80,6 +89,20 @@ def dialogue(
         "content": [content for _, _, content in segments],
         "attributes": said,
     }
+
+
+def _with_transcripts(turns: Sequence[Mapping[str, Any]], names: Names, heard: str) -> Iterator[Mapping[str, Any]]:
+    """Answers to speech begin with its words."""
+    voice, said = dict(names.media)["speech"], []
+    for turn in turns:
+        if str(turn.get(names.role, "")).strip().lower() in HUMAN:
+            said += [str(turn[names.text])] if turn.get(voice) and turn.get(names.text) else []
+            yield turn
+            continue
+        transcript = heard.format(" ".join(said)) if said else ""
+        text = " ".join(filter(None, (transcript, turn.get(names.text))))
+        yield {**turn, names.text: text}
+        said = []
 
 
 def _turn(

@@ -1,0 +1,81 @@
+"""A dialogue on its way through the stages, as one JSON object a line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from anygpt_jax.synthesis.script import Described, Turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """Where something came from: enough to ask for it again."""
+
+    backend: str
+    prompt: str  # the description, the words to be spoken, or the digest of a language model's messages
+    seed: int
+    digest: str  # of the request, under which the response cache has the answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Medium:
+    """A medium in a turn. `file` is relative to the run's folder; "" while it is only described."""
+
+    modality: str  # "image", "music" or "speech"
+    description: str  # of speech: the words
+    file: str = ""
+    sha256: str = ""
+    voice: str = ""
+    made: Made | None = None
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the filters that looked at it
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """A turn: what is written, the media in it, and the same words spoken if they are."""
+
+    role: str  # "human" or "assistant"
+    text: str
+    media: tuple[Medium, ...] = ()
+    speech: Medium | None = None
+
+    @classmethod
+    def of(cls, turn: Turn) -> Said:
+        return cls(turn.role, turn.text, tuple(Medium(m.modality, m.description) for m in turn.media))
+
+    def turn(self) -> Turn:
+        return Turn(self.role, self.text, tuple(Described(m.modality, m.description) for m in self.media))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    id: str
+    meta_topic: str
+    topic: str
+    split: str  # by its topic: train, validation or test
+    requirement: str  # which media the scenario was to have, by name
+    scenario: str
+    turns: tuple[Said, ...]
+    made: Mapping[str, Made]  # by stage: topics, scenarios, dialogues
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    removed_by: str = ""  # the first filter that refused it
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Dialogue:
+        made = {stage: Made(**one) for stage, one in row["made"].items()}
+        return cls(**{**row, "turns": tuple(map(_said, row["turns"])), "made": made})
+
+
+def _said(row: Mapping[str, Any]) -> Said:
+    speech = None if row["speech"] is None else _medium(row["speech"])
+    return Said(row["role"], row["text"], tuple(map(_medium, row["media"])), speech)
+
+
+def _medium(row: Mapping[str, Any]) -> Medium:
+    return Medium(**{**row, "made": None if row["made"] is None else Made(**row["made"])})
