@@ -126,7 +126,7 @@ def dialogues(folder: pathlib.Path, talks: Sequence[Example]) -> None:
         rows.append({"id": i, "chat": turns, "form": example.attributes.get("form", "dialogue")})
     write_atomically(folder / "metadata.jsonl", _lines(rows))
     for modality, members in media.items():
-        write_atomically(folder / dialogue.TARS[modality], _tar(members))
+        write_atomically(folder / dialogue.TARS[modality].replace("*", ""), _tar(members))
 
 
 def _spoken(after: Sequence[tuple[str, str, bytes]]) -> str:

@@ -31,7 +31,9 @@ from anygpt_jax.tasks.sources.mmc4 import FIELDS, LISTS
 from anygpt_jax.tasks.sources.source import Example, File, MediaSource, Unit
 from anygpt_jax.templates import TEXT
 
-TARS = {"image": "images_224.tar", "music": "music.tar", "speech": "speech.tar"}
+# Of the release, or of a set in shards as `anygpt synthesize` writes them.
+METADATA = "metadata*.json*"
+TARS = {"image": "images*.tar", "music": "music*.tar", "speech": "speech*.tar"}
 NAMES = any_instruct.Names()
 ERRORS = word_errors("whisper")
 
@@ -44,14 +46,14 @@ def rate(found: Float[np.ndarray, "N 2"]) -> float:
 
 
 def dialogues(folder: pathlib.Path, spoken: bool) -> MediaSource:
-    """metadata.json or metadata.jsonl beside the tars that it names, as `any_instruct.any_instruct` reads them.
+    """metadata.json or metadata….jsonl beside the tars that it names, as `any_instruct.any_instruct` reads them.
 
     Attributes: "answer", the last one's segments as (modality, text), and if `spoken`, "heard", what is said in the
     human's turn before it, "" where nothing is.
     """
-    tars = {m: (folder / name,) for m, name in TARS.items() if spoken or m != "speech"}
+    tars = {m: tuple(sorted(folder.glob(name))) for m, name in TARS.items() if spoken or m != "speech"}
     reader = functools.partial(_read, tars=tars, spoken=spoken)
-    return MediaSource({SPLIT: str(folder / "metadata.json*")}, reader, fields=FIELDS, lists=LISTS)
+    return MediaSource({SPLIT: str(folder / METADATA)}, reader, fields=FIELDS, lists=LISTS)
 
 
 def _read(file: File, tars: Mapping[str, Sequence[pathlib.Path]], spoken: bool) -> Iterator[Unit]:
@@ -184,7 +186,7 @@ def _protocol(name: str, title: str, spoken: bool) -> Protocol:
         name=name,
         title=title,
         data=functools.partial(dialogues, spoken=spoken),
-        files=("metadata.json*", TARS["speech"]) if spoken else ("metadata.json*",),
+        files=(METADATA, TARS["speech"]) if spoken else (METADATA,),
         source=None,
         target=None,
         fields=None,
