@@ -81,7 +81,8 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     from anygpt_jax.evaluation import perplexity
 
     workdir, tasks = pathlib.Path(config.workdir), tuple(config.tokenize.tasks)
-    if any(task not in perplexity.TEXTS for task in tasks) and not settings.data_dir(config).is_dir():
+    elsewhere = (*perplexity.TEXTS, "any_instruct")  # what they are measured on is not the embedded data set
+    if any(task not in elsewhere for task in tasks) and not settings.data_dir(config).is_dir():
         raise UserError(f"No data set at {settings.data_dir(config)} for this config; run `anygpt build-data` first.")
     measured = measure(prepare(config), tasks)
     write_metrics(workdir, measured, getattr(args, "json", None), of_shipped=bool(config.get("checkpoints")))
@@ -156,7 +157,12 @@ def prepare(config: ml_collections.ConfigDict) -> Evaluation:
     blank = LoadedModel(Decoder(shape, rngs=nnx.Rngs(config.seed)), shape, trained.engine.vocabulary, 0)
     untrained = Pipeline.build(blank, trained.tokenizers, Settings.from_config(config.generate))
     registry.register(config)
-    use_judge(lambda: fit_music_judge(trained.tokenizers["music"]))
+    if settings.data_dir(config).is_dir():
+        use_judge(lambda: fit_music_judge(trained.tokenizers["music"]))
+    else:
+        from anygpt_jax.synthesis.filters.worlds import music_judge
+
+        use_judge(music_judge)
     return Evaluation(config, trained, untrained)
 
 
