@@ -22,7 +22,7 @@ def get_config(stage: str = "") -> ml_collections.ConfigDict:
     c.tokenize.heard = "you said {} :"
     c.mixture = ml_collections.ConfigDict({"any_instruct": 1.0})
     c.train.update(
-        start_from=str(shipped.folder()), steps=1500, learning_rate=1e-3, warmup_steps=50, ema_decay=0.0,
+        start_from=str(shipped.folder()), steps=1000, learning_rate=1e-3, warmup_steps=50, ema_decay=0.0,
         log_every=50, eval_every=500, save_every=500,
     )  # fmt: skip
     c.generate.text.update(beams=1, round_trip=0.0)

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     s.meta_topics = ""  # a file with one a line; "": the hundred of this project
     s.rounds = 2  # of topics for a meta-topic (AnyGPT: 4)
-    s.topics_a_round = 14  # (AnyGPT: 50)
+    s.topics_a_round = 11  # (AnyGPT: 50)
     s.topics_a_call = 10  # that scenarios are asked for together
     s.scenarios_a_topic = 1
     # Who brings what in a scenario, and how often; "+" joins two.

@@ -1,6 +1,6 @@
 """Runs the miniature study of docs/study.md: every arm of configs/study.py with every seed, one core an arm at a time.
 
-    python launch/study.py                     # resumes; about two hours on two cores
+    python launch/study.py                     # resumes; two hours on two cores with other work beside
     python launch/study.py --seeds 0 --arms any_to_any image_to_text
 
 A seed decides data, initialisation and order of the examples alike. Each finished arm adds a line to
