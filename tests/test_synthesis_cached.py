@@ -12,7 +12,7 @@ import misbehaving_server as bad
 import pytest
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.synthesis.backends import Failure, medium_request, text_request
+from anygpt_jax.synthesis.backends import Failure, medium_request, spending, text_request
 from anygpt_jax.synthesis.backends.cached import BATCH, Cached
 from anygpt_jax.synthesis.backends.http import Http
 from anygpt_jax.synthesis.backends.http_settings import HttpSettings
@@ -138,7 +138,7 @@ def wait_until(true):
     raise AssertionError("it never was")
 
 
-def test_kill(tmp_path):
+def test_kill(tmp_path, monkeypatch):
     """Four are answered, two are under way and two wait when the process is killed."""
     with bad.running() as server:
         server.plan = {"question 4": [bad.hangs], "question 5": [bad.hangs]}
@@ -160,5 +160,6 @@ def test_kill(tmp_path):
         assert sorted(server.asked[6:]) == [f"question {i}" for i in range(4, 8)]
     lines = [json.loads(line) for path in (tmp_path / "spent").glob("*.jsonl") for line in path.open()]
     assert sum("reserved" in line for line in lines) == 10 and sum("dollars" in line for line in lines) == 8
+    monkeypatch.setattr(spending, "PATIENCE", 0.0)  # what the killed process had reserved is never settled
     with pytest.raises(UserError, match=r"\$40\.0000 are spent \(8 requests, 120 tokens\), \$10\.0000 more may be"):
         Spending(tmp_path / "spent", 50).reserve(1)

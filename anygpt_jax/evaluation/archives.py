@@ -28,6 +28,7 @@ class Archive:
         return self.url.rpartition("/")[2]
 
 
+_ANY_INSTRUCT = "https://huggingface.co/datasets/fnlp/AnyInstruct/resolve/main"
 _COCO, _VQA = ("coco_caption", "coco_image", "vqav2"), "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 ARCHIVES = (
     Archive(
@@ -57,6 +58,20 @@ ARCHIVES = (
         "8a6ba2946b36fcbef0212cad601f4bfa",
         ("vctk/txt/", "vctk/wav48_silence_trimmed/"),
     ),
+    Archive(  # GitHub packs it anew, so that no checksum lasts
+        "https://github.com/multimodal-art-projection/OmniBench/archive/refs/heads/main.zip",
+        "",
+        tuple(
+            f"omnibench/{place}"
+            for place in ("dataset/batch-5_1142_20240817.jsonl", "mm_data/image/", "mm_data/audio/")
+        ),
+    ),
+    Archive(
+        f"{_ANY_INSTRUCT}/part1/metadata.json",
+        "",
+        tuple(f"{task}/metadata*.json*" for task in ("dialogue", "dialogue_spoken")),
+    ),
+    Archive(f"{_ANY_INSTRUCT}/part1/speech.tar", "", ("dialogue_spoken/speech*.tar",)),
 )
 
 
