@@ -13,7 +13,7 @@ import apache_beam as beam
 
 from anygpt_jax.synthesis import stages
 from anygpt_jax.synthesis.job import Job
-from data_pipelines.tokenize import pipeline_options
+from data_pipelines.tokenize import pipeline_options, users_errors
 
 # Runners give a process several elements at a time, in threads. They would share models, and load them twice.
 _one_shard_at_a_time = threading.Lock()
@@ -34,7 +34,7 @@ class MakeShard(beam.DoFn):
 
 def run(job: Job, runner: str, options: Sequence[str] = ()) -> None:
     """Blocks until every stage is whole."""
-    with beam.Pipeline(options=pipeline_options(runner, options)) as pipeline:
+    with users_errors(), beam.Pipeline(options=pipeline_options(runner, options)) as pipeline:
         add_steps(pipeline, job)
 
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -50,7 +51,7 @@ def run(job: Job, works: Sequence[Work], runner: str, options: Sequence[str] = (
     Raises UserError if the job server does not answer, or a worker does not see the cache's folder.
     """
     beam_options = pipeline_options(runner, options)
-    with todo_list(job, works) as todo, beam.Pipeline(options=beam_options) as pipeline:
+    with users_errors(), todo_list(job, works) as todo, beam.Pipeline(options=beam_options) as pipeline:
         add_steps(pipeline, job, todo, len(works))
 
 
@@ -78,6 +79,19 @@ def pipeline_options(runner: str, options: Sequence[str]) -> PipelineOptions:
             ) from e
     chosen.view_as(PortableOptions).job_server_timeout = LONGEST_JOB
     return chosen
+
+
+@contextlib.contextmanager
+def users_errors() -> Iterator[None]:
+    """A worker's UserError is raised as one: Beam reports the exceptions of workers as text."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        if found := re.search(r"UserError: (.+?)(?: \[while running|\n|$)", str(e)):
+            raise UserError(found[1].strip()) from e
+        raise
 
 
 @contextlib.contextmanager

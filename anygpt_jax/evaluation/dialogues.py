@@ -21,7 +21,7 @@ from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.predictions import Predictions
 from anygpt_jax.evaluation.runner import SHOWN, Evaluation
 from anygpt_jax.evaluation.segments import decode, modalities
-from anygpt_jax.evaluation.statistics import bootstrap_interval
+from anygpt_jax.evaluation.statistics import MetricFn, bootstrap_interval
 from anygpt_jax.generation.answer import Answer, Segment, split_answer
 from anygpt_jax.generation.automaton import ANY
 from anygpt_jax.modalities.text import TextTokenizer
@@ -99,9 +99,10 @@ def run(evaluation: Evaluation, task: str = TASK) -> dict[str, Any] | None:
     seeds = [stable_order(turn.key, f"{evaluation.config.seed}/{task}") for turn in turns]
     answers = evaluation.trained.engine.generate([turn.prompt for turn in turns], ANY, seeds)
     media = decode(evaluation.trained, [answer.segments for answer in answers])
-    entry = {**entry_of(turns, answers), "images": judge_images(turns, answers, media)}
+    images = judge_media("image", "object", metrics.image_attributes, turns, answers, media)
+    entry = {**entry_of(turns, answers), "images": images}
     if task != TASK:
-        entry["music"] = judge_music(turns, answers, media)
+        entry["music"] = judge_media("music", "instrument", metrics.music_attributes, turns, answers, media)
         entry["chain"] = judge_chain(turns, answers, media, evaluation.config.tokenize.get("heard") or "")
     entry["seconds"] = round(time.monotonic() - began, 1)
     _keep(predictions, evaluation, turns, answers, media)
@@ -144,26 +145,20 @@ def _share(right: np.ndarray) -> dict[str, Any]:
     return {"exact": float(right.mean()), "interval": list(interval), "n": len(right)}
 
 
-def judge_images(
-    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]]
+def judge_media(
+    modality: str,
+    named: str,
+    metric: MetricFn,
+    turns: Sequence[LastTurn],
+    answers: Sequence[Answer],
+    media: Sequence[Sequence[Any]],
 ) -> dict[str, float]:
-    """What the judge sees where a picture was asked for and the attributes say what of; none is wrong."""
-    asked = [i for i, t in enumerate(turns) if "image" in modalities(t.truth) and "object" in t.attributes]
+    """What the judge sees or hears where a medium was asked for and the attributes say (`named`) what of; none is wrong."""
+    asked = [i for i, t in enumerate(turns) if modality in modalities(t.truth) and named in t.attributes]
     if not asked:
         return {"n": 0}
-    pictures = [_first("image", answers[i], media[i]) for i in asked]
-    return {"n": len(asked), **metrics.image_attributes([turns[i].attributes for i in asked], pictures)}
-
-
-def judge_music(
-    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]]
-) -> dict[str, float]:
-    """The same of music, where the attributes name an instrument."""
-    asked = [i for i, t in enumerate(turns) if "music" in modalities(t.truth) and "instrument" in t.attributes]
-    if not asked:
-        return {"n": 0}
-    tunes = [_first("music", answers[i], media[i]) for i in asked]
-    return {"n": len(asked), **metrics.music_attributes([turns[i].attributes for i in asked], tunes)}
+    found = [_first(modality, answers[i], media[i]) for i in asked]
+    return {"n": len(asked), **metric([turns[i].attributes for i in asked], found)}
 
 
 def judge_chain(

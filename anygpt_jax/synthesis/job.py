@@ -12,9 +12,8 @@ from typing import Any
 import ml_collections
 
 from anygpt_jax.errors import UserError
+from anygpt_jax.synthesis import prompts
 
-# The demands on a scenario (AnyGPT, appendix): who brings what. A scenario may make two.
-REQUIREMENTS = ("user_image", "user_music", "ask_image", "ask_music")
 SPLITS = ("train", "validation", "test")
 FOLDER = "synthesis"
 
@@ -36,10 +35,8 @@ class Job:
             str(pathlib.Path(config.workdir) / FOLDER), config.synthesize.to_json(sort_keys=True), int(config.seed)
         )
         s = job.settings
-        unknown = {part for name in s.requirements for part in name.split("+")} - set(REQUIREMENTS)
-        if unknown:
-            known = ", ".join(REQUIREMENTS)
-            raise UserError(f"config.synthesize.requirements knows no '{sorted(unknown)[0]}'; there are {known}.")
+        for name in s.requirements:
+            prompts.required(name)
         counts = ("shards", "rounds", "topics_a_round", "topics_a_call", "scenarios_a_topic")
         if bad := [name for name in counts if s[name] < 1]:
             raise UserError(f"config.synthesize.{bad[0]} is {s[bad[0]]}; it must be at least 1.")

@@ -6,7 +6,6 @@ import argparse
 import fcntl
 import json
 import pathlib
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -45,14 +44,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
             shutil.rmtree(job.folder.parent / export.FOLDER, ignore_errors=True)
         if job.settings.retry_failures:
             stages.forget_failures(job)
-        try:
-            synthesize.run(job, config.synthesize.runner, tuple(config.synthesize.runner_options))
-        except UserError:
-            raise
-        except Exception as e:
-            if found := re.search(r"UserError: (.+?)(?: \[while running|\n|$)", str(e)):  # Beam reports it as text
-                raise UserError(found[1].strip()) from e
-            raise
+        synthesize.run(job, config.synthesize.runner, tuple(config.synthesize.runner_options))
     counted = counts(job)
     print(table(counted))
     print(f"{time.monotonic() - started:.0f} s; the set is {job.folder.parent / export.FOLDER}")

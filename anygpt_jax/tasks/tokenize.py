@@ -161,16 +161,7 @@ def _run_pipeline(job: Job, todo: Plan, options: ml_collections.ConfigDict) -> N
 
     logging.disable(logging.NOTSET)
     with _progress(pathlib.Path(job.cache), todo):
-        try:
-            pipeline.run(job, todo.works, options.runner, tuple(options.runner_options))
-        except UserError:
-            raise
-        except Exception as e:
-            # Beam reports a worker's exception as text.
-            found = re.search(r"UserError: (.+?)(?: \[while running|\n|$)", str(e))
-            if found:
-                raise UserError(found[1].strip()) from e
-            raise
+        pipeline.run(job, todo.works, options.runner, tuple(options.runner_options))
 
 
 class _progress:
