@@ -15,6 +15,7 @@ import checkpoint_world as world
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint._src.metadata import checkpoint as orbax_metadata
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.training import checkpoints as module
@@ -114,6 +115,19 @@ def test_flips_in_orbaxs_metadata_are_found_unless_they_change_no_field(written,
         except ValueError:
             same = False
         assert bool(list(module.checksums.problems(checked))) is not same, changed
+
+
+def test_a_slow_writer_of_orbaxs_metadata_is_waited_for(tmp_path, monkeypatch):
+    """It is a thread of its own, which may come after the thread that takes the checksums."""
+    real = orbax_metadata._MetadataStoreImpl.update
+
+    def update(self, file_path, **fields):
+        time.sleep(0.3)
+        real(self, file_path, **fields)
+
+    monkeypatch.setattr(orbax_metadata._MetadataStoreImpl, "update", update)
+    world.write(tmp_path, [1])
+    assert newest_whole(tmp_path) == 1
 
 
 def test_damaged_ones_are_set_aside_with_a_warning_and_never_deleted(run, caplog):

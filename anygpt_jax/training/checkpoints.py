@@ -163,7 +163,9 @@ class Checkpoints:
         self._barrier(key=key, timeout_ms=timeout_ms)
 
     def _before_final(self) -> None:
-        checksums.write(self._written_to())
+        written = self._written_to()
+        checksums.wait_for_metadata(written)
+        checksums.write(written)
 
     def _written_to(self) -> epath.Path:
         return folders.temporary(self.directory / str(self._saving)).get()

@@ -7,8 +7,10 @@ They are of what is read back after it was written: they find what changes later
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -57,6 +59,20 @@ def write_own(folder: epath.Path, process: int) -> None:
     own = [name for name in files(folder) if is_of(name, process)]
     found = {name.replace(folders.UNFINISHED, "", 1): sum_of(folder / name) for name in own}
     (folder / f"checksums.process_{process}.json").write_text(json.dumps(found))
+
+
+def wait_for_metadata(folder: epath.Path, seconds: float = 120) -> None:
+    """Until Orbax's metadata are complete but for their stamp: a thread of its own writes them, all fields at once.
+
+    TimeoutError if they do not come.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(ValueError):  # missing, or half written
+            if _promised(folder / METADATA):
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"{folder / METADATA} was not completed within {seconds:g} s")
 
 
 def write(folder: epath.Path) -> None:
