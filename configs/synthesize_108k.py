@@ -1,9 +1,7 @@
 """AnyInstruct in full size: 108,000 dialogues by open generators on one's own servers (docs/synthesis_108k.md).
 
 It was never run: no accelerator was at hand. What it asks for is counted by
-`python -m anygpt_jax.synthesis.plan --config=configs/synthesize_108k.py`. Music is refused at the start, before
-anything is asked: the HTTP backend makes text, images and speech, and there is no common endpoint for music.
-`synthesis/backends` needs a backend for the music server at hand.
+`python -m anygpt_jax.synthesis.plan --config=configs/synthesize_108k.py`.
 """
 
 import importlib.util
@@ -19,14 +17,9 @@ SPEC = importlib.util.spec_from_file_location(
 
 
 def get_config(part: str = "") -> ml_collections.ConfigDict:
-    """UserError for `voice`, AnyGPT's 100,000 voice dialogues: the pipeline cannot make them yet."""
-    if part == "voice":
-        raise UserError(
-            "Voice dialogues cannot be made yet: their words come from instruction sets. `anygpt synthesize` has no "
-            "stage that reads one, and its filter of scripts refuses dialogues without pictures or music."
-        )
-    if part:
-        raise ValueError(f"the 108k set has no part {part!r}; leave it out")
+    """`:voice` is AnyGPT's 100,000 voice dialogues: conversations of instruction sets of yours, spoken."""
+    if part not in ("", "voice"):
+        raise UserError(f"The 108k set has the part `voice` besides itself, not {part!r}.")
     small = importlib.util.module_from_spec(SPEC)
     SPEC.loader.exec_module(small)
     c = small.get_config()
@@ -59,20 +52,29 @@ def get_config(part: str = "") -> ml_collections.ConfigDict:
     s.image = ml_collections.ConfigDict(
         {"backend": "http", "base_url": "http://localhost:8001/v1", "model": "black-forest-labs/FLUX.1-schnell",
          "key_variable": "VLLM_API_KEY", "concurrency": 4, "extra": {"size": "512x512", "num_inference_steps": 4},
-         "prices": {"image": 0.0}, "max_cost": None}
+         "seed_field": "seed", "prices": {"image": 0.0}, "max_cost": None}
     )  # fmt: skip
     # ghcr.io/remsky/kokoro-fastapi-gpu, which asks for no key; its streamed WAV has no length, its FLAC has
     s.speech = ml_collections.ConfigDict(
         {"backend": "http", "base_url": "http://localhost:8880/v1", "model": "kokoro", "key_variable": "",
          "concurrency": 4, "extra": {"response_format": "flac"}, "prices": {"speech": 0.0}, "max_cost": None}
     )  # fmt: skip
-    # What the plan counts with. No backend of this program speaks to it yet, see above.
+    # A server of yours in the form of Hugging Face's text-to-audio task. With form "openai" and base_url …:8002/v1 it is
+    # what `vllm-omni serve stabilityai/stable-audio-open-1.0 --omni` has, with "extra": {"audio_length": 20.0}.
     s.music = ml_collections.ConfigDict(
-        {"backend": "http", "base_url": "http://localhost:8002/v1", "model": "ACE-Step/ACE-Step-v1-3.5B"}
-    )
+        {"backend": "http", "form": "task", "base_url": "http://localhost:8002/", "model": "ACE-Step/ACE-Step-v1-3.5B",
+         "key_variable": "", "concurrency": 4, "timeout": 600.0, "seed_field": "seed", "extra": {"duration": 20},
+         "prices": {"music": 0.0}, "max_cost": None}
+    )  # fmt: skip
     s.voices = (
         "af_heart", "af_bella", "af_nicole", "af_sarah", "am_michael", "am_fenrir", "am_puck", "bf_emma", "bm_george",
         "bm_fable",
     )  # fmt: skip
     s.answering_voices = ("af_heart", "am_michael")
+    if part == "voice":
+        c.workdir = "runs/synthesize_108k_voice"
+        s.instructions = ("instructions/*.json*",)
+        s.rewrite = False  # True: Qwen3 says them as people speak, and more of them get through the filters
+        s.spoken = 1.0
+        s.filters.selection.target = ml_collections.ConfigDict()
     return c

@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible server that answers as a plan says, well or badly."""
+"""A local server of text, images, speech and music that answers as a plan says, well or badly."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        asked = self.body.get("input") or self.body.get("prompt") or self.body["messages"][-1]["content"]
+        media = [self.body[name] for name in ("input", "inputs", "prompt") if name in self.body]
+        asked = media[0] if media else self.body["messages"][-1]["content"]
         with self.server.lock:
             self.server.asked.append(asked)
             self.server.bodies.append(self.body)
             self.server.headers.append(self.headers)
+            self.server.paths.append(self.path)
             self.server.active += 1
             self.server.most_active = max(self.server.most_active, self.server.active)
             plan = self.server.plan.get(asked, [])
@@ -81,6 +83,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.bodies: list[dict] = []
         self.headers: list[email.message.Message] = []
+        self.paths: list[str] = []
         self.active = self.most_active = 0
         self.lock = threading.Lock()
         self.go_on = threading.Event()  # for those that hang
@@ -88,6 +91,11 @@ class Server(http.server.ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def task(self) -> str:
+        """The address of a model that makes audio of text, as Hugging Face's task is asked."""
+        return f"http://127.0.0.1:{self.server_address[1]}/models/some/tunes"
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # clients that are killed, or give up, are meant
@@ -113,7 +121,7 @@ def chat(content: object, finish: str = "stop", refusal: object = None, usage: o
 
 
 def good(handler: Handler) -> None:
-    if handler.path.endswith("/audio/speech"):
+    if handler.path in ("/v1/audio/speech", "/v1/audio/generate", "/models/some/tunes"):
         handler.reply(SOUND, kind="audio/wav")
     elif handler.path.endswith("/images/generations"):
         handler.reply(image(PICTURE))
@@ -133,6 +141,11 @@ def fails(status: int, message: str = "no", **headers: str) -> Behaviour:
     """An error; `retry_after_ms="1"` makes the client's wait short."""
     error = json.dumps({"error": {"message": message, "code": headers.pop("code", None)}}).encode()
     return lambda handler: handler.reply(error, status, **headers)
+
+
+def says_with(status: int, body: dict) -> Behaviour:
+    """An error in a form of its own: Hugging Face has `error` as a string, FastAPI has `detail`."""
+    return lambda handler: handler.reply(json.dumps(body).encode(), status, retry_after_ms="1")
 
 
 def hangs(handler: Handler) -> None:

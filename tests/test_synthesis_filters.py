@@ -1,35 +1,27 @@
 """Filters of scripts and of media: what each must refuse, and what it must let through."""
 
 import dataclasses
-import io
 import json
 import pathlib
 
 import ml_collections
 import numpy as np
 import pytest
-import soundfile
-from PIL import Image
-from synthesis_dialogues import GOOD, dialogue, of_turns, with_medium, world
+from synthesis_dialogues import GOOD, applied, dialogue, of_turns, png, tone, wav, with_medium, world
 
 from anygpt_jax.embedded import scenes, sentences, tunes, voices
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import Audio
 from anygpt_jax.synthesis import filters
-from anygpt_jax.synthesis.dialogue import Dialogue, Medium
-from anygpt_jax.synthesis.filters import SPEECH, Verdict, media, scripts, worlds
+from anygpt_jax.synthesis.dialogue import SPEECH, Dialogue, Medium, media_of
+from anygpt_jax.synthesis.filters import Verdict, media, scripts, worlds
 from anygpt_jax.synthesis.filters.safety import CATEGORIES, LISTS, inflected, personal, read_list, unsafe
-from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES
 
 ROUNDS = "User: hello there\nAssistant: here [image: a fox]\n"
 
 
-def nothing(file):
-    raise AssertionError("a filter of scripts opens no file")
-
-
 def outcome(d, **settings):
-    return filters.apply(scripts.filters(scripts.ScriptSettings(**settings)), d, nothing)
+    return applied(scripts.filters(scripts.ScriptSettings(**settings)), d)
 
 
 def removed_by(text, **settings):
@@ -260,9 +252,9 @@ def test_the_first_filter_that_refuses_is_named_and_the_later_are_not_asked():
     chain = [
         Fixed("a", Verdict({"x": 1.0})), Fixed("b", Verdict({"y": 2.0}, "No.")), Fixed("c", None),
     ]  # fmt: skip
-    found = filters.apply(chain, dialogue(scores={"old": 0.5}), nothing)
+    found = applied(chain, dialogue(scores={"old": 0.5}))
     assert (found.scores, found.removed_by, found.reason) == ({"old": 0.5, "x": 1.0, "y": 2.0}, "b", "No.")
-    assert filters.apply(chain[2:], found, nothing) == found
+    assert applied(chain[2:], found) == found
     assert Dialogue.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -287,29 +279,12 @@ def test_settings_of_a_section():
 # ---- media
 
 
-def png(array):
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "PNG")
-    return out.getvalue()
-
-
-def wav(samples, rate=16_000):
-    out = io.BytesIO()
-    soundfile.write(out, samples, rate, format="WAV")
-    return out.getvalue()
-
-
-def tone(seconds=2.0, loudness=0.3):
-    return np.sin(np.arange(int(16_000 * seconds)) / 5) * loudness
-
-
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
 def whole(modality, data, **settings):
-    read = {"f": data}.__getitem__
     d = with_medium(Medium(modality, "a fox", file="f"))
-    return filters.apply([media.Whole(media.MediaSettings(**settings))], d, read)
+    return applied([media.Whole(media.MediaSettings(**settings))], d, {"f": data}.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -361,35 +336,49 @@ def judged(judge, *pairs):
     return judge([text for text, _ in pairs], lambda i: pairs[i][1])
 
 
+def own_and_others(judge, texts, made):
+    """What it says of each medium with its own text, and with the text before."""
+    return [judged(judge, *zip(texts, of, strict=True)) for of in (made, [*made[1:], made[0]])]
+
+
+NOISES = Audio(np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32), 16_000)
+
+
+@pytest.mark.parametrize(
+    ("judge", "text", "medium"),
+    [
+        (worlds.world_pictures(1.0), "a fox in a snowy forest at dawn", None),
+        (worlds.world_pictures(1.0), "an oil painting of a whale", None),
+        (worlds.world_pictures(1.0), "blue", None),
+        (worlds.world_pictures(1.0), "a fox and a penguin", None),
+        (worlds.world_pictures(1.0), "", None),
+        (worlds.world_pictures(1.0), "a fox on a red background", NOISE),  # of another size
+        (worlds.world_music(1.0, None), "a funky bass line with drums", None),
+        (worlds.world_music(1.0, None), "a slow jig", None),  # no instrument
+        (worlds.world_speech(0.35), "what a marvellous Tuesday", NOISES),
+        (worlds.of_either([]), "a jig", None),
+    ],
+)
+def test_what_a_judge_does_not_know_has_no_score(judge, text, medium):
+    assert judged(judge, (text, medium)) == [worlds.NOTHING]
+
+
 def test_pictures_of_the_embedded_world_agree_with_their_captions():
     rng = np.random.default_rng(0)
     drawn = [scenes.sample(rng, "train") for _ in range(40)] + [scenes.sample_two(rng, "train") for _ in range(40)]
     captions = [sentences.caption_scene(a, rng) for a in drawn]
-    pictures = [scenes.render(a) for a in drawn]
-    judge = worlds.world_pictures(1.0)
-    assert judged(judge, *zip(captions, pictures, strict=True)) == [({"attributes": 1.0}, None)] * 80
-    shifted = judged(judge, *zip(captions, pictures[1:] + pictures[:1], strict=True))
-    assert all(reason and scores["attributes"] < 1 for scores, reason in shifted)
+    own, others = own_and_others(worlds.world_pictures(1.0), captions, [scenes.render(a) for a in drawn])
+    assert own == [({"attributes": 1.0}, None)] * 80
+    assert all(reason and scores["attributes"] < 1 for scores, reason in others)
+
+
+RED_FOX = scenes.render({"object": "fox", "colour": "red", "size": "large", "place": "center"})
 
 
 def test_what_a_picture_shows_instead_is_said():
-    picture = scenes.render({"object": "fox", "colour": "red", "size": "large", "place": "center"})
-    judge = worlds.world_pictures(1.0)
-    [(scores, reason)] = judged(judge, ("a large fox on a blue background", picture))
+    [(scores, reason)] = judged(worlds.world_pictures(1.0), ("a large fox on a blue background", RED_FOX))
     assert scores == {"attributes": pytest.approx(2 / 3, abs=1e-3)} and reason == "shows red for the colour blue"
-    assert judged(worlds.world_pictures(0.5), ("a large fox on a blue background", picture))[0][1] is None
-
-
-@pytest.mark.parametrize(
-    "text", ["a fox in a snowy forest at dawn", "an oil painting of a whale", "blue", "a fox and a penguin", ""]
-)
-def test_other_descriptions_are_not_the_embedded_worlds(text):
-    assert worlds.world_attributes(text, IMAGE_ATTRIBUTES, "object") == {}
-    assert judged(worlds.world_pictures(1.0), (text, None)) == [worlds.NOTHING]
-
-
-def test_a_picture_of_another_size_is_another_worlds():
-    assert judged(worlds.world_pictures(1.0), ("a fox on a red background", NOISE)) == [worlds.NOTHING]
+    assert judged(worlds.world_pictures(0.5), ("a large fox on a blue background", RED_FOX))[0][1] is None
 
 
 class Near:
@@ -406,7 +395,6 @@ class Near:
 
 
 def test_what_the_world_does_not_know_goes_to_the_next_judge():
-    fox = scenes.render({"object": "fox", "colour": "red", "size": "large", "place": "center"})
     seen = []
 
     def clip(texts, load):
@@ -414,31 +402,27 @@ def test_what_the_world_does_not_know_goes_to_the_next_judge():
         return worlds.clip_cosines(Near, 0.2)(texts, load)
 
     judge = worlds.of_either([worlds.world_pictures(1.0), clip])
-    found = judged(judge, ("a snowy forest", 0.3), ("a fox on a red background", fox), ("an oil painting", 0.1))
+    found = judged(judge, ("a snowy forest", 0.3), ("a fox on a red background", RED_FOX), ("an oil painting", 0.1))
     assert seen == ["a snowy forest", "an oil painting"]
     assert found[0] == ({"clip": 0.3}, None) and found[1] == ({"attributes": 1.0}, None)
     assert found[2] == ({"clip": 0.1}, "has a cosine of 0.10 to its description, below 0.2")
     assert judged(worlds.clap_cosines(Near, 0.2), ("a jig", 0.5), ("a reel", 0.1))[1][1]
-    assert judged(worlds.of_either([]), ("a jig", 0.5)) == [worlds.NOTHING]
 
 
 class Listener:
-    def __init__(self, *heard):
-        self.heard = list(heard)
+    """A judge of music that hears what the sound itself says."""
 
     def read(self, sounds):
-        return [self.heard.pop(0) for _ in sounds]
+        return sounds
 
 
 def test_music_by_instrument_and_tempo():
-    right, wrong = {"instrument": "violin", "tempo": "slow", "key": "g major"}, {"instrument": "piano", "tempo": "slow"}
-    judge = worlds.world_music(1.0, lambda: Listener(right, wrong, wrong))
     text = "a slow jig in d major played on the violin"
-    assert judged(judge, (text, None)) == [({"attributes": 1.0}, None)]
-    judge = worlds.world_music(1.0, lambda: Listener(wrong))
-    assert judged(judge, (text, None)) == [({"attributes": 0.5}, "sounds like piano for the instrument violin")]
-    assert judged(judge, ("a funky bass line with drums", None)) == [worlds.NOTHING]
-    assert judged(judge, ("a slow jig", None)) == [worlds.NOTHING]  # no instrument
+    right, wrong = {"instrument": "violin", "tempo": "slow", "key": "g major"}, {"instrument": "piano", "tempo": "slow"}
+    assert judged(worlds.world_music(1.0, Listener), (text, right), (text, wrong)) == [
+        ({"attributes": 1.0}, None),
+        ({"attributes": 0.5}, "sounds like piano for the instrument violin"),
+    ]
 
 
 @pytest.mark.slow
@@ -450,21 +434,17 @@ def test_the_judge_of_music_knows_the_embedded_worlds():
         tune = tunes.tunes("test", "reel")[int(rng.integers(20))]
         sounds.append(tunes.render(tune, instrument, tempo)[0])
         texts.append(f"a {tempo} reel played on the {instrument}")
-    judge = worlds.world_music(1.0)
-    assert sum(reason is None for _, reason in judged(judge, *zip(texts, sounds, strict=True))) >= 7
-    assert all(reason for _, reason in judged(judge, *zip(texts, sounds[1:] + sounds[:1], strict=True)))
+    own, others = own_and_others(worlds.world_music(1.0), texts, sounds)
+    assert sum(reason is None for _, reason in own) >= 7 and all(reason for _, reason in others)
 
 
 def test_speech_says_its_words():
     said = ["please draw a large fox on blue", "a slow jig on the violin", "thank you for the picture"]
     sounds = [voices.synthesize(text, voices.names("tts")[i]) for i, text in enumerate(said)]
-    judge = worlds.world_speech(0.35)
-    assert [reason for _, reason in judged(judge, *zip(said, sounds, strict=True))] == [None] * 3
-    swapped = judged(judge, *zip(said, sounds[1:] + sounds[:1], strict=True))
-    assert all(scores["wer"] > 0.5 and reason.startswith("is heard as") for scores, reason in swapped)
-    noise = Audio(np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32), 16_000)
-    assert judged(judge, (said[0], noise))[0][1]
-    assert judged(judge, ("what a marvellous Tuesday", noise)) == [worlds.NOTHING]
+    own, others = own_and_others(worlds.world_speech(0.35), said, sounds)
+    assert [reason for _, reason in own] == [None] * 3
+    assert all(scores["wer"] > 0.5 and reason.startswith("is heard as") for scores, reason in others)
+    assert judged(worlds.world_speech(0.35), (said[0], NOISES))[0][1]
 
 
 def test_word_errors_do_not_depend_on_the_writing():
@@ -483,7 +463,7 @@ def test_many_dialogues_at_once_are_as_one_by_one():
         several.append(with_medium(Medium("image", sentences.caption_scene(attributes, rng), file=f"{i}"), f"d{i}"))
     chosen = filters.of_media({})
     together = filters.apply_many(chosen, several, files.__getitem__)
-    assert together == [filters.apply(chosen, d, files.__getitem__) for d in several]
+    assert together == [applied(chosen, d, files.__getitem__) for d in several]
     assert [d.removed_by for d in together] == ["image_agrees", "", ""] * 2
     assert together[1].turns[1].media[0].scores["attributes"] == 1.0
 
@@ -493,7 +473,7 @@ def test_scores_go_to_their_medium():
     d = with_medium(speech)
     found = filters.judged(d, "x", Verdict({"a": 1.0}, None, {(1, SPEECH): {"wer": 0.1}, (0, 0): {"no": 1.0}}))
     assert found.turns[1].speech.scores == {"old": 1.0, "wer": 0.1} and found.turns[0] == d.turns[0]
-    assert [place for place, _ in filters.media_of(found)] == [(1, SPEECH)]
+    assert [place for place, _ in media_of(found)] == [(1, SPEECH)]
 
 
 def test_whisper_that_is_not_there_is_told(monkeypatch):
@@ -503,4 +483,4 @@ def test_whisper_that_is_not_there_is_told(monkeypatch):
     chosen = filters.of_media({"media": {"recognizer": "whisper", "world": False}})
     d = with_medium(Medium("speech", "hello", file="s"))
     with pytest.raises(UserError, match="whisper/"):
-        filters.apply(chosen, d, {"s": wav(tone())}.__getitem__)
+        applied(chosen, d, {"s": wav(tone())}.__getitem__)

@@ -75,6 +75,15 @@ def test_good_answers_in_order(server, make):
     assert all(headers["Accept-Encoding"] == "identity" for headers in server.headers)
 
 
+def play(content, seed=0):
+    return medium_request("music", content, {}, seed)
+
+
+def music_of(make, server, form, **changes):
+    """A backend of music, asked in this form."""
+    return make(modality="music", form=form, base_url=server.task if form == "task" else server.url, **changes)
+
+
 def test_media(server, make):
     [picture] = make(modality="image", extra={"size": "512x512"}).make([draw("a cat")])
     [spoken] = make(modality="speech").make([speak("hello", "ada")])
@@ -89,6 +98,29 @@ def test_media(server, make):
         "size": "512x512",
     }
     assert speech["voice"] == "ada" and speech["response_format"] == "wav"
+
+
+def test_music_in_both_forms(server, make):
+    extra = {"duration": 20, "negative_prompt": None}
+    for form in ("openai", "task"):
+        (tune,) = music_of(make, server, form, extra=extra, seed_field="seed").make([play("a slow waltz", 7)])
+        assert tune == bad.SOUND
+    by_endpoint, by_task = server.bodies
+    assert by_endpoint == {
+        "model": "the-model", "input": "a slow waltz", "response_format": "wav", "duration": 20, "seed": 7
+    }  # fmt: skip
+    assert by_task == {"inputs": "a slow waltz", "parameters": {"duration": 20, "seed": 7}}
+    assert server.paths == ["/v1/audio/generate", "/models/some/tunes"]
+    assert server.headers[1]["Accept"] == "audio/flac, audio/wav"
+    assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
+
+
+def test_a_seed_is_sent_where_the_server_takes_one(server, make):
+    for modality, request in (("image", medium_request("image", "a", {}, 5)), ("speech", speak("b"))):
+        make(modality=modality).make([request])
+        make(modality=modality, seed_field="random_seed").make([request])
+    assert ["random_seed" in body for body in server.bodies] == [False, True, False, True]
+    assert server.bodies[1]["random_seed"] == 5 and not any("seed" in body for body in server.bodies)
 
 
 SOON = {"retry_after_ms": "1"}
@@ -171,6 +203,55 @@ def flac():
     out = io.BytesIO()
     soundfile.write(out, np.sin(np.arange(1000) / 9) / 2, 16_000, format="FLAC")
     return out.getvalue()
+
+
+POISONED_MUSIC = {
+    "rate limit": ([bad.fails(429, **SOON)] * 2, "429, asked 2 times: no"),
+    "server error": ([bad.fails(500)] * 2, "500, asked 2 times: no"),
+    "loading": (
+        [bad.says_with(503, {"error": "the model is loading"})] * 2,
+        "503, asked 2 times: the model is loading",
+    ),
+    "slow": ([bad.hangs] * 2, "no answer within 1 s, asked 2 times"),
+    "dripping": ([bad.drips] * 2, "no answer within 1 s"),
+    "dropped": ([bad.drops] * 2, "no whole answer, asked 2 times"),
+    "refusal": ([bad.says_with(400, {"error": "no songs of living artists"})], "400: no songs of living artists"),
+    "wrong field": ([bad.says_with(422, {"detail": "no such parameter"})], "422: no such parameter"),
+    "elsewhere": ([bad.redirects], "the server answered 302"),
+    "truncated": ([bad.says(bad.SOUND[:-1000])], "cut short"),
+    "silence": ([bad.says(bad.SILENCE)], "the music is silent"),
+    "an error that is fine": ([bad.says(b'{"error": "busy"}')], "the music is no WAV or FLAC file"),
+    "arrays": ([bad.says(b'[{"generated_audio": [0.1, 0.2]}]')], "the music is no WAV or FLAC file"),
+    "nothing": ([bad.says(b"")], "the music is no WAV or FLAC file"),
+    "zip bomb": ([bad.zips], "compressed"),
+    "echoed key": ([bad.says(bad.SOUND + KEY.encode())], "holds the key"),
+}
+
+
+@pytest.mark.parametrize("form", ["openai", "task"])
+def test_poisoned_music_costs_itself_alone(server, make, form):
+    server.plan = {name: list(behaviours) for name, (behaviours, _) in POISONED_MUSIC.items()}
+    names = [name for poisoned in POISONED_MUSIC for name in (poisoned, f"good beside {poisoned}")]
+    backend = music_of(make, server, form, concurrency=16, timeout=1.0)
+    answers = dict(zip(names, backend.make([play(name) for name in names]), strict=True))
+    for name, (behaviours, reason) in POISONED_MUSIC.items():
+        assert answers[f"good beside {name}"] == bad.SOUND
+        assert isinstance(answers[name], Failure) and reason in answers[name].reason, (name, answers[name])
+        assert server.asked.count(name) == len(behaviours), name
+    server.plan = {"a": [bad.fails(429, **SOON)], "b": [bad.fails(500)], "c": [bad.hangs]}
+    again = music_of(make, server, form, timeout=1.0)
+    assert again.make([play("a"), play("b"), play("c")]) == [bad.SOUND] * 3
+
+
+@pytest.mark.parametrize("form", ["openai", "task"])
+def test_music_is_paid_for_by_the_piece_under_a_ceiling(server, make, tmp_path, form):
+    settings = music_of(make, server, form, concurrency=1, prices=Prices(music=0.03), max_cost=0.1).settings
+    spending = Spending(tmp_path / "music", settings.max_cost)
+    server.plan = {"tune 0": [bad.fails(400)]}  # an error is not charged
+    with pytest.raises(UserError, match="would pass max_cost"):
+        Http(settings, spending).make([play(f"tune {i}") for i in range(6)])
+    assert server.asked == [f"tune {i}" for i in range(4)]
+    assert spending.spent().requests == 4 and spending.spent().dollars == pytest.approx(0.09)
 
 
 def test_media_that_are_none(server, make):
@@ -306,7 +387,13 @@ def test_settings():
         ({"extra": {"n": 4}}, "cannot set n"),
         ({"extra": {"max_tokens": None}}, "must leave max_tokens"),
         ({"prices": Prices(image=1.0)}, "needs the prices of text"),
-        ({"modality": "music"}, "no music"),
+        ({"modality": "video"}, "no video"),
+        ({"modality": "music", "max_cost": 1.0}, "needs the prices of music"),
+        ({"modality": "music", "max_cost": None, "form": "suno"}, "'openai', or for music 'task'"),
+        ({"form": "task"}, "for music 'task'"),
+        ({"seed_field": "seed"}, "seed_field is of"),
+        ({"modality": "image", "max_cost": None, "extra": {"random": 3}, "seed_field": "random"}, "cannot set random"),
+        ({"modality": "music", "max_cost": None, "extra": {"parameters": {}}}, "cannot set parameters"),
         ({"retries": -1}, "retries must be 0"),
     ):
         with pytest.raises(UserError, match=said):

@@ -10,8 +10,9 @@ import pytest
 
 from anygpt_jax.cli import load_config
 from anygpt_jax.errors import UserError
-from anygpt_jax.synthesis import plan, prompts
+from anygpt_jax.synthesis import filters, plan, prompts
 from anygpt_jax.synthesis.backends.http_settings import HttpSettings
+from anygpt_jax.synthesis.job import Job
 from anygpt_jax.synthesis.plan import Plan
 from anygpt_jax.synthesis.plan_assumptions import GENERATORS, Assumptions
 
@@ -117,11 +118,24 @@ def test_what_is_not_known_is_refused(capsys):
     assert "no throughput of 'gpt-4'; there are Qwen/Qwen3-32B" in capsys.readouterr().err
 
 
-def test_the_sections_of_the_config_are_valid_and_what_is_missing_is_said():
-    s = load_config(CONFIG).synthesize
-    for modality in ("text", "image", "speech"):
-        assert HttpSettings.from_config(s[modality], modality).model == s[modality].model
-    with pytest.raises(UserError, match="makes text, image, speech, no music"):
-        HttpSettings.from_config(s.music, "music")
-    with pytest.raises(UserError, match="instruction sets"):
-        load_config(f"{CONFIG}:voice")
+def test_voice_dialogues_are_speech_alone_unless_they_are_rewritten():
+    spoken = Plan.of(load_config(f"{CONFIG}:voice"))
+    assert spoken.lines == (lines()["voice dialogues"],)
+    assert spoken.dialogues == 97_000 and spoken.train == pytest.approx(97_000 * (1 - 0.01 - 0.01 / 3))
+    rewritten, voice = Plan.of(load_config(f"{CONFIG}:voice", ["--config.synthesize.rewrite=True"])).lines
+    asked = len(prompts.read("spoken.txt").strip()) - len("{script}") + 300
+    assert rewritten.use == plan.Use(100_000, 100_000 * asked / 4, 100_000 * 300 / 4)
+    assert voice == spoken.lines[0] and rewritten.model == "Qwen/Qwen3-32B"
+
+
+def test_the_sections_of_the_config_are_valid():
+    for part in ("", ":voice"):
+        config = load_config(CONFIG + part)
+        assert Job.of(config).instructed == bool(part)
+        s = config.synthesize
+        filters.check(s.filters)
+        for modality in ("text", "image", "speech", "music"):
+            assert HttpSettings.from_config(s[modality], modality).model == s[modality].model
+    for config in (CONFIG, str(CONFIGS / "synthesize_small.py")):
+        with pytest.raises(UserError, match="part `voice`"):
+            load_config(f"{config}:songs")

@@ -1,7 +1,6 @@
 """The page of a synthesis: its figures against counts by hand, and that it needs nothing else and escapes all."""
 
 import dataclasses
-import io
 import itertools
 import random
 import re
@@ -9,9 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import soundfile
-from PIL import Image
-from synthesis_dialogues import dialogue
+from synthesis_dialogues import dialogue, png, tone, wav
 
 from anygpt_jax.synthesis import report
 from anygpt_jax.synthesis.dialogue import Made, Medium, Said
@@ -51,19 +48,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def png(side=64):
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), "red").save(out, "PNG")
-    return out.getvalue()
-
-
-def wav(seconds=0.3):
-    out = io.BytesIO()
-    soundfile.write(out, np.sin(np.arange(int(16_000 * seconds)) / 10) / 2, 16_000, format="WAV")
-    return out.getvalue()
-
-
-FILES = {"i.png": png(), "m.wav": wav(), "s.wav": wav(0.2)}
+FILES = {"i.png": png(np.full((64, 64, 3), (255, 0, 0), np.uint8)), "m.wav": wav(tone(0.3)), "s.wav": wav(tone(0.2))}
 MADE = Made("painter-2", "a fox", 11, "ef" * 32)
 
 
@@ -148,11 +133,30 @@ def test_six_dialogues_are_shown_and_of_every_combination():
 def test_what_each_filter_refused_with_three_samples(tmp_path):
     removed = [dialogue(name=f"l{i}", removed_by="language", reason=f"taken for de {i}") for i in range(5)]
     removed += [dialogue(name="s", removed_by="safety", reason="'gun' is on the list")]
-    refused = report.refused(removed, kept=4)
-    assert [(r.name, r.n, r.share, len(r.samples)) for r in refused] == [("language", 5, 0.5, 3), ("safety", 1, 0.1, 1)]
+    assert [(r.name, r.n, len(r.samples)) for r in report.refused(removed)] == [("language", 5, 3), ("safety", 1, 1)]
     text = written(tmp_path, several(), removed)
-    assert text.count("taken for de") == 3 and "50.0 %" in text and "&#39;gun&#39; is on the list" in text
+    assert text.count("taken for de") == 3 and "&#39;gun&#39; is on the list" in text
     assert "[image: a large fox in the center on a blue background]" in text  # the script of a sample
+
+
+def test_from_written_to_exported_every_dialogue_is_accounted_for(tmp_path):
+    removed = [dialogue(name=f"l{i}", removed_by="language", reason="no") for i in range(5)]
+    removed += [dialogue(name="n", removed_by="near_duplicate", reason="no")]
+    # 25 asked for; 5 gave no script and 20 did, of which 6 were refused, 10 had a medium that could not be made, 4 are left.
+    stages = [
+        StageCount("scenarios", 25, failed=2), StageCount("dialogues", 20, failed=5), StageCount("checked", 20, removed=5),
+        StageCount("selected", 15, removed=1), StageCount("media", 4, failed=10), StageCount("exported", 4),
+    ]  # fmt: skip
+    rows = Page(written(tmp_path, several(), removed, stages)).rows
+    first = rows.index(["asked for", "25", ""])
+    assert rows[first + 1 : first + 7] == [
+        ["no dialogue came of it", "−5", ""],
+        ["written", "20", "100.0 %"],
+        ["refused by language", "−5", "25.0 %"],
+        ["refused by near duplicate", "−1", "5.0 %"],
+        ["a medium could not be made", "−10", "50.0 %"],
+        ["in the set", "4", "20.0 %"],
+    ]
 
 
 def test_stages_and_traces(tmp_path):

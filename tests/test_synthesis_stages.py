@@ -7,17 +7,18 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import tarfile
 import time
 
 import pytest
 
 from anygpt_jax import cli
 from anygpt_jax.errors import UserError
-from anygpt_jax.synthesis import export, main, media, stages, store, writing
+from anygpt_jax.synthesis import export, main, media, prompts, stages, store, writing
 from anygpt_jax.synthesis.backends import Failure, Request
 from anygpt_jax.synthesis.backends.chosen import backend_of
 from anygpt_jax.synthesis.backends.embedded_text import EmbeddedText
-from anygpt_jax.synthesis.dialogue import Dialogue
+from anygpt_jax.synthesis.dialogue import Dialogue, media_of
 from anygpt_jax.synthesis.job import Job
 from anygpt_jax.tasks.sources import any_instruct
 from anygpt_jax.tasks.sources.source import File
@@ -33,7 +34,13 @@ def config_of(workdir: pathlib.Path, **settings):
     topics = workdir.parent / "meta_topics.txt"
     topics.write_text("winter walks\nroad trips\ncoffee and cafes\nbaking bread\n")
     config.synthesize.update(
-        meta_topics=str(topics), rounds=1, topics_a_round=3, shards=2, runner_options=(), held_out=0.3
+        meta_topics=str(topics),
+        rounds=1,
+        topics_a_round=3,
+        scenarios_a_topic=1,
+        shards=2,
+        runner_options=(),
+        held_out=0.3,
     )
     config.synthesize.update(settings)
     return config
@@ -78,7 +85,7 @@ def test_every_topic_becomes_a_dialogue_or_is_accounted_for(job):
 
 def test_every_medium_is_traceable_to_its_prompt_and_comes_again(job):
     kept = dialogues(job)
-    found = [(d, place, m) for d in kept for place, m in media.places(d)]
+    found = [(d, place, m) for d in kept for place, m in media_of(d)]
     assert {m.modality for _, _, m in found} == {"image", "music", "speech"}
     for d, place, medium in found:
         backend = backend_of(job, medium.modality)
@@ -91,6 +98,42 @@ def test_every_medium_is_traceable_to_its_prompt_and_comes_again(job):
     d, place, medium = next(one for one in found if one[2].modality == "image")
     (again,) = backend_of(job, "image")._backend.make([media._request(job, d, place, medium)])
     assert hashlib.sha256(again).hexdigest() == medium.sha256
+
+
+def test_the_exported_metadata_say_of_every_medium_where_it_came_from(job):
+    answers = {
+        row["digest"]: row
+        for path in (job.folder / "answers").glob("*/answers-*.jsonl")
+        for row in map(json.loads, path.read_text("utf-8").splitlines())
+    }
+    seen = set()
+    for path in sorted((job.folder.parent / export.FOLDER).glob("*/metadata-*.jsonl")):
+        data = {}
+        for name in export.TARS.values():
+            with tarfile.open(path.with_name(path.name.replace("metadata", name)).with_suffix(".tar")) as tar:
+                data |= {member.name: tar.extractfile(member).read() for member in tar}
+        for row in map(json.loads, path.read_text("utf-8").splitlines()):
+            named = {f for turn in row["chat"] for n in export.TARS.values() for f in _listed(turn.get(n, []))}
+            assert named == {m["file"] for m in row["media"]}
+            for medium in row["media"]:
+                made, asked = medium["made"], answers[medium["made"]["digest"]]["request"]
+                assert made["prompt"] == medium["description"] == asked["messages"][-1][1]
+                assert made["seed"] == asked["seed"] and made["backend"].startswith("embedded")
+                assert medium["sha256"] == hashlib.sha256(data[medium["file"]]).hexdigest()
+                assert medium["scores"].keys() & {"contrast", "loudness"}
+                seen.add(medium["modality"])
+            # Who described it: the messages of every stage before, in the words that were sent.
+            assert row["made"].keys() == {"topics", "scenarios", "dialogues"}
+            for stage, made in row["made"].items():
+                asked = answers[made["digest"]]["request"]
+                assert made["prompt"] == f"{stage}, prompts {prompts.VERSION}" and made["seed"] == asked["seed"]
+            assert row["scenario"] in answers[row["made"]["dialogues"]["digest"]]["request"]["messages"][-1][1]
+            assert "language_en" in row["scores"]
+    assert seen == {"image", "music", "speech"}
+
+
+def _listed(files):
+    return [files] if isinstance(files, str) else files
 
 
 def test_the_set_reads_back_by_the_source_of_the_release(job):
@@ -113,8 +156,8 @@ def test_the_set_reads_back_by_the_source_of_the_release(job):
             wanted += [*own, *heard, *([] if heard else text)] if said.role == "human" else [*text, *own, *heard]
         assert example["modality"] == wanted
     # Any medium of it is the file that was made.
-    d = next(d for d in kept.values() if d.split == "train" and any(m.modality == "image" for m in export.media_of(d)))
-    picture = next(m for m in export.media_of(d) if m.modality == "image")
+    d = next(d for d in kept.values() if d.split == "train" and any(m.modality == "image" for _, m in media_of(d)))
+    picture = next(m for _, m in media_of(d) if m.modality == "image")
     assert (job.folder / picture.file).read_bytes() in read[d.id]["content"]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from anygpt_jax.synthesis.script import Described, Turn
+Place = tuple[int, int]  # turn, and which medium of it
+SPEECH = -1  # the medium of a Place that is its turn's speech
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +15,9 @@ class Made:
     """Where something came from: enough to ask for it again."""
 
     backend: str
-    prompt: str  # the description, the words to be spoken, or the digest of a language model's messages
+    prompt: str  # the description, the words to be spoken, or by name and version what a language model was given
     seed: int
-    digest: str  # of the request, under which the response cache has the answer
+    digest: str  # of the request, under which the response cache has the whole of it and the answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +42,6 @@ class Said:
     media: tuple[Medium, ...] = ()
     speech: Medium | None = None
 
-    @classmethod
-    def of(cls, turn: Turn) -> Said:
-        return cls(turn.role, turn.text, tuple(Medium(m.modality, m.description) for m in turn.media))
-
-    def turn(self) -> Turn:
-        return Turn(self.role, self.text, tuple(Described(m.modality, m.description) for m in self.media))
-
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
@@ -70,6 +64,24 @@ class Dialogue:
     def from_json(cls, row: Mapping[str, Any]) -> Dialogue:
         made = {stage: Made(**one) for stage, one in row["made"].items()}
         return cls(**{**row, "turns": tuple(map(_said, row["turns"])), "made": made})
+
+
+def media_of(dialogue: Dialogue) -> Iterator[tuple[Place, Medium]]:
+    """Every medium with its place: of each turn the media, then the speech."""
+    for i, said in enumerate(dialogue.turns):
+        yield from (((i, j), medium) for j, medium in enumerate(said.media))
+        if said.speech is not None:
+            yield (i, SPEECH), said.speech
+
+
+def with_media(dialogue: Dialogue, found: Mapping[Place, Medium]) -> Dialogue:
+    """The dialogue with other media in these places."""
+
+    def said(i: int, old: Said) -> Said:
+        media = tuple(found.get((i, j), medium) for j, medium in enumerate(old.media))
+        return dataclasses.replace(old, media=media, speech=found.get((i, SPEECH), old.speech))
+
+    return dataclasses.replace(dialogue, turns=tuple(said(i, old) for i, old in enumerate(dialogue.turns)))
 
 
 def _said(row: Mapping[str, Any]) -> Said:

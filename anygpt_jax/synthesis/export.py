@@ -1,12 +1,13 @@
 """The finished set in the outer form of AnyInstruct's release, which `tasks.sources.any_instruct` reads.
 
 SET/SPLIT/metadata-00003.jsonl has a line a dialogue: id, chat (a list of turns with role, message, images, music,
-speech), and where it came from; its media are in SET/SPLIT/{images,music,speech}-00003.tar. The same dialogues give the
-same bytes.
+speech), and where it and each of its media came from; the media are in SET/SPLIT/{images,music,speech}-00003.tar. The
+same dialogues give the same bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -15,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from anygpt_jax.cache import write_atomically
-from anygpt_jax.synthesis.dialogue import Dialogue, Medium, Said
+from anygpt_jax.synthesis.dialogue import Dialogue, Medium, Said, media_of
 from anygpt_jax.synthesis.job import SPLITS
 from anygpt_jax.synthesis.script import HUMAN
 
 FOLDER = "any_instruct"
+VERSION = 2  # of the form below
 TARS = {"image": "images", "music": "music", "speech": "speech"}  # modality -> its name in the release
 
 
@@ -28,14 +30,10 @@ def shard(folder: pathlib.Path, out: pathlib.Path, index: int, dialogues: Sequen
     for split in SPLITS:
         mine = [d for d in dialogues if d.split == split]
         for modality, name in TARS.items():
-            files = dict.fromkeys(m.file for d in mine for m in media_of(d) if m.modality == modality)
+            files = dict.fromkeys(m.file for d in mine for _, m in media_of(d) if m.modality == modality)
             write_atomically(folder / split / f"{name}-{index:05}.tar", _tar(out, files))
         lines = "".join(json.dumps(row(d), ensure_ascii=False) + "\n" for d in mine)
         write_atomically(folder / split / f"metadata-{index:05}.jsonl", lines.encode())
-
-
-def media_of(dialogue: Dialogue) -> list[Medium]:
-    return [m for turn in dialogue.turns for m in (*turn.media, *([turn.speech] if turn.speech else []))]
 
 
 def row(dialogue: Dialogue) -> dict[str, Any]:
@@ -44,8 +42,13 @@ def row(dialogue: Dialogue) -> dict[str, Any]:
     asked, answer = dialogue.turns[-2:]
     about |= {"spoken": "yes" if asked.speech else "", "asked": asked.text, "answer_text": answer.text}
     about |= {f"answer_{m.modality}": m.description for m in answer.media}
-    described = [{"file": name_of(m), "description": m.description, "voice": m.voice} for m in media_of(dialogue)]
-    return {**about, "chat": [_turn(turn) for turn in dialogue.turns], "media": described}
+    before = [m for turn in dialogue.turns[:-1] for m in turn.media]
+    newest = {m.modality: m.description for m in before}
+    about |= {"shown_image": newest.get("image", ""), "heard_music": newest.get("music", "")}
+    # Where all of it came from (backend, prompt, seed, request), and what the filters found.
+    media = [{**dataclasses.asdict(m), "file": name_of(m)} for _, m in media_of(dialogue)]
+    traces = {"media": media, "made": dialogue.to_json()["made"], "scores": dict(dialogue.scores)}
+    return {**about, "chat": [_turn(turn) for turn in dialogue.turns], **traces}
 
 
 def name_of(medium: Medium) -> str:

@@ -47,6 +47,8 @@ class Job:
             raise UserError(f"config.synthesize.rounds_a_dialogue is {(low, high)}; it must be at least, at most.")
         if not (s.voices and s.answering_voices) or not s.requirements:
             raise UserError("config.synthesize needs a voice of each side and a requirement at least.")
+        if job.instructed and s.spoken != 1:
+            raise UserError(f"config.synthesize.spoken is {s.spoken}; with instructions all is spoken: set it to 1.0.")
         return job
 
     @property
@@ -56,6 +58,11 @@ class Job:
     @functools.cached_property
     def settings(self) -> ml_collections.ConfigDict:
         return ml_collections.ConfigDict(json.loads(self.config))
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the words come from instruction sets, so that only their speech is made."""
+        return bool(self.settings.get("instructions"))
 
     @property
     def shards(self) -> int:

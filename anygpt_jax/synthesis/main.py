@@ -58,7 +58,7 @@ def counts(job: Job) -> dict[str, dict[str, int]]:
     from anygpt_jax.synthesis import stages
 
     found = {}
-    for stage in stages.STAGES:
+    for stage in stages.of(job):
         rows = list(store.all_items(job.folder, stage, 1 if stage == stages.SELECTED else job.shards))
         removed = sum(bool(row.get("removed_by")) for row in rows)
         found[stage] = {"items": len(rows), "failed": len(store.failed(job.folder, stage)), "removed": removed}

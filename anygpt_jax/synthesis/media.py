@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from anygpt_jax.synthesis.backends import Failure, Request, medium_request
 from anygpt_jax.synthesis.backends.cached import Cached
-from anygpt_jax.synthesis.dialogue import Dialogue, Made, Medium, Said
+from anygpt_jax.synthesis.dialogue import Dialogue, Made, Medium, Place, media_of, with_media
 from anygpt_jax.synthesis.job import Job
 from anygpt_jax.synthesis.script import HUMAN
-
-Place = tuple[int, int | None]  # turn, and which medium of it; None: its voice
 
 
 def with_voices(job: Job, dialogue: Dialogue) -> Dialogue:
@@ -34,24 +32,6 @@ def with_voices(job: Job, dialogue: Dialogue) -> Dialogue:
     return dataclasses.replace(dialogue, turns=tuple(turns))
 
 
-def places(dialogue: Dialogue) -> Iterator[tuple[Place, Medium]]:
-    for t, turn in enumerate(dialogue.turns):
-        for m, medium in enumerate(turn.media):
-            yield (t, m), medium
-        if turn.speech is not None:
-            yield (t, None), turn.speech
-
-
-def placed(dialogue: Dialogue, found: Mapping[Place, Medium]) -> Dialogue:
-    """With other media in these places."""
-
-    def turn(t: int, said: Said) -> Said:
-        media = tuple(found.get((t, m), medium) for m, medium in enumerate(said.media))
-        return dataclasses.replace(said, media=media, speech=found.get((t, None), said.speech))
-
-    return dataclasses.replace(dialogue, turns=tuple(turn(t, said) for t, said in enumerate(dialogue.turns)))
-
-
 def make(
     job: Job, dialogues: Sequence[Dialogue], backends: Mapping[str, Cached]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -59,7 +39,7 @@ def make(
     spoken = [with_voices(job, dialogue) for dialogue in dialogues]
     asked: dict[str, list[tuple[int, Place, Request]]] = {modality: [] for modality in backends}
     for d, dialogue in enumerate(spoken):
-        for place, medium in places(dialogue):
+        for place, medium in media_of(dialogue):
             asked[medium.modality].append((d, place, _request(job, dialogue, place, medium)))
     found: list[dict[Place, Medium]] = [{} for _ in spoken]
     reasons: dict[int, str] = {}
@@ -70,7 +50,7 @@ def make(
                 reasons.setdefault(d, f"{modality} of {request.content!r}: {answer.reason}")
             else:
                 found[d][place] = _traced(job, request, answer, backend)
-    items = [placed(one, found[d]).to_json() for d, one in enumerate(spoken) if d not in reasons]
+    items = [with_media(one, found[d]).to_json() for d, one in enumerate(spoken) if d not in reasons]
     return items, [{"id": spoken[d].id, "reason": reason} for d, reason in sorted(reasons.items())]
 
 

@@ -53,7 +53,7 @@ class Line:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     lines: tuple[Line, ...]
-    dialogues: float  # in the finished set, without the voice dialogues
+    dialogues: float  # in the finished set; of a config with instructions its voice dialogues, else without those
     train: float  # of them, in the training split
     assumptions: Assumptions
 
@@ -62,6 +62,7 @@ class Plan:
         """UserError for settings that cannot be, or a model whose throughput is not known."""
         a, job = assumptions or Assumptions(), Job.of(config)
         s = job.settings
+        for_training = 1 - s.held_out * 4 / 3
         shares = {name: share / sum(s.requirements.values()) for name, share in s.requirements.items()}
         rounds = statistics.mean(s.rounds_a_dialogue)
         shown = prompts.demonstrations("scenarios")
@@ -71,6 +72,7 @@ class Plan:
         a_round = sum(len(demo["script"]) for demo in demos) / (len(turns) / 2)
 
         def text(calls: float, read: float, written: float) -> Use:
+            """`read` and `written` are characters a call."""
             return Use(calls, calls * read / a.characters_a_token, calls * written / a.characters_a_token)
 
         def speech(calls: float, characters: float) -> Use:
@@ -88,6 +90,16 @@ class Plan:
             made = sum(medium.modality == modality for turn in turns for medium in turn.media)
             demands = sum(share * name.count(modality) for name, share in shares.items())
             return demands * made / sum(demo["requirement"].count(modality) for demo in demos)
+
+        voice = speech(2 * a.voice_dialogues, a.voice_dialogues * a.voice_characters)
+        if job.instructed:  # the words are there already, unless they are to be said again
+            asked_of = {"voice dialogues": (s.speech, voice)}
+            if s.get("rewrite"):
+                given = _characters(prompts.spoken_messages("x" * round(a.voice_characters)))
+                again = text(a.voice_dialogues, given, a.voice_characters)
+                asked_of = {"rewritten": (s.text, again), **asked_of}
+            lines = tuple(_line(stage, use, section, a) for stage, (section, use) in asked_of.items())
+            return cls(lines, a.voice_dialogues * a.media_kept, a.voice_dialogues * a.media_kept * for_training, a)
 
         metas = writing.meta_topics(job)
         asked = len(metas) * s.rounds
@@ -110,11 +122,11 @@ class Plan:
             "images": (s.image, Use(images, images=images)),
             "music": (s.music, Use(music, music_seconds=music * a.music_seconds)),
             "speech": (s.speech, speech(spoken, spoken * _mean(turn.text for turn in turns))),
-            "voice dialogues": (s.speech, speech(2 * a.voice_dialogues, a.voice_dialogues * a.voice_characters)),
+            "voice dialogues": (s.speech, voice),
         }
         lines = tuple(_line(stage, use, section, a) for stage, (section, use) in uses.items())
         kept = dialogues * a.media_kept
-        return cls(lines, kept, kept * (1 - s.held_out * 4 / 3), a)
+        return cls(lines, kept, kept * for_training, a)
 
     def table(self) -> str:
         """Plain text: a line a stage, then by whom and for how much."""

@@ -68,6 +68,6 @@ class Assumptions:
     media_kept: float = 0.97  # every medium is made and whole; no judge of their content is set
     busy: float = 0.7  # of the rented time; else models load, stages end, work is repeated
     at_once: int = 4  # accelerators of a kind, for hours by the clock
-    voice_dialogues: float = 100_000.0  # beside the config's: an instruction and its answer, both spoken
+    voice_dialogues: float = 100_000.0  # that the filters of scripts leave: an instruction and its answer, both spoken
     voice_characters: float = 300.0  # of the two together; the paper does not say
     generators: Mapping[str, Generator] = dataclasses.field(default_factory=lambda: GENERATORS)

@@ -47,8 +47,17 @@ class Refused:
 
     name: str
     n: int
-    share: float  # of all dialogues that were written
     samples: Sequence[tuple[str, str]]  # reason, script
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """From the dialogues asked for to the set: how many there are here (`whole`), or how many go."""
+
+    what: str
+    n: int
+    share: float | None  # of the dialogues written, if any
+    whole: bool = False
 
 
 def write(
@@ -60,6 +69,7 @@ def write(
 ) -> pathlib.Path:
     """OUT/index.html; returns its path. Each of the iterables is gone through once; `read` opens the media shown."""
     counts = Counts.of(dialogues)
+    found = refused(removed)
     text = importlib.resources.files("anygpt_jax.synthesis").joinpath("report.html.j2").read_text("utf-8")
     media = _Media(read)
     page = (
@@ -67,7 +77,8 @@ def write(
         .from_string(text)
         .render(
             stages=stages,
-            refused=refused(removed, counts.dialogues),
+            steps=steps(stages, found, counts.dialogues),
+            refused=found,
             counts=counts,
             table=table(counts),
             variety=variety(counts),
@@ -82,17 +93,35 @@ def write(
     return out / PAGE
 
 
-def refused(removed: Iterable[Dialogue], kept: int) -> list[Refused]:
+def refused(removed: Iterable[Dialogue]) -> list[Refused]:
     """By filter, the one that refused most first, with SAMPLES scripts each."""
     counts: collections.Counter[str] = collections.Counter()
     drawn: dict[str, Lowest] = collections.defaultdict(lambda: Lowest(SAMPLES))
     for dialogue in removed:
         counts[dialogue.removed_by] += 1
         drawn[dialogue.removed_by].add(dialogue)
-    whole = kept + counts.total()
     return [
-        Refused(name, n, n / whole, [(d.reason, script.write([said.turn() for said in d.turns])) for d in drawn[name]])
+        Refused(name, n, [(d.reason, script.write(d.turns)) for d in drawn[name]])
         for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def steps(stages: Sequence[StageCount], refused: Sequence[Refused], kept: int) -> list[Step]:
+    """What became of every dialogue that was asked for."""
+    failed = {stage.name: stage.failed for stage in stages}
+    unwritten, unmade = failed.get("dialogues", 0), failed.get("media", 0)
+    written = kept + unmade + sum(r.n for r in refused)
+
+    def step(what: str, n: int, whole: bool = False) -> Step:
+        return Step(what, n, n / written if written else None, whole)
+
+    return [
+        Step("asked for", written + unwritten, None, whole=True),
+        Step("no dialogue came of it", unwritten, None),
+        step("written", written, whole=True),
+        *(step(f"refused by {r.name.replace('_', ' ')}", r.n) for r in refused),
+        step("a medium could not be made", unmade),
+        step("in the set", kept, whole=True),
     ]
 
 

@@ -9,8 +9,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from anygpt_jax.synthesis.dialogue import Dialogue
-from anygpt_jax.synthesis.filters import media_of
+from anygpt_jax.synthesis.dialogue import Dialogue, media_of
 from anygpt_jax.synthesis.filters.selection import jaccard, shingles_of, words_of
 from anygpt_jax.synthesis.script import HUMAN
 

@@ -8,9 +8,10 @@ This is what language models are asked for (AnyGPT, appendix; its brackets are [
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
+
+from anygpt_jax.synthesis.dialogue import Medium, Said
 
 HUMAN, ASSISTANT = "human", "assistant"
 SPEAKERS = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT, "chatbot": ASSISTANT, "bot": ASSISTANT}
@@ -23,31 +24,18 @@ class ScriptError(ValueError):
     """A text is no script; the message says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Described:
-    """A medium that is to be made."""
-
-    modality: str  # one of MEDIA
-    description: str
+def write(turns: Sequence[Said]) -> str:
+    """Their media as descriptions, whether they are made or not."""
+    return "\n".join(map(_line, turns))
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    role: str  # HUMAN or ASSISTANT
-    text: str  # without the descriptions
-    media: tuple[Described, ...] = ()
-
-    def written(self) -> str:
-        speaker = "User" if self.role == HUMAN else "Assistant"
-        described = [f"[{medium.modality}: {medium.description}]" for medium in self.media]
-        return f"{speaker}: {' '.join(filter(None, [self.text, *described]))}"
+def _line(said: Said) -> str:
+    speaker = "User" if said.role == HUMAN else "Assistant"
+    described = [f"[{medium.modality}: {medium.description}]" for medium in said.media]
+    return f"{speaker}: {' '.join(filter(None, [said.text, *described]))}"
 
 
-def write(turns: Sequence[Turn]) -> str:
-    return "\n".join(turn.written() for turn in turns)
-
-
-def parse(text: str) -> tuple[Turn, ...]:
+def parse(text: str) -> tuple[Said, ...]:
     """The turns of a script; lines before the first speaker are left out, others go on with the turn before.
 
     ScriptError for brackets that name no medium we make, an empty description, or a text without any turn.
@@ -62,19 +50,19 @@ def parse(text: str) -> tuple[Turn, ...]:
             lines[-1] = role, f"{said} {line.strip()}"
     if not lines:
         raise ScriptError("no line begins with a speaker")
-    return tuple(_turn(role, said) for role, said in lines)
+    return tuple(_said(role, line) for role, line in lines)
 
 
-def _turn(role: str, said: str) -> Turn:
+def _said(role: str, line: str) -> Said:
     media = []
-    for found in _MEDIUM.finditer(said):
+    for found in _MEDIUM.finditer(line):
         modality, description = found[1].lower(), " ".join(found[2].split())
         if modality not in MEDIA:
             raise ScriptError(f"[{modality}: …] is no medium of a script ({', '.join(MEDIA)})")
         if not description:
             raise ScriptError(f"[{modality}: ] describes nothing")
-        media.append(Described(modality, description))
-    left = _MEDIUM.sub(" ", said)
+        media.append(Medium(modality, description))
+    left = _MEDIUM.sub(" ", line)
     if "[" in left or "]" in left:
         raise ScriptError("a bracket is not closed, or describes no medium")
-    return Turn(role, " ".join(left.split()), tuple(media))
+    return Said(role, " ".join(left.split()), tuple(media))

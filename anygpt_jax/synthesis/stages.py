@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 
-from anygpt_jax.synthesis import export, filters, media, prompts, store, writing
+from anygpt_jax.synthesis import export, filters, instructions, media, prompts, store, writing
 from anygpt_jax.synthesis.backends.cached import Cached
 from anygpt_jax.synthesis.backends.chosen import backend_of
 from anygpt_jax.synthesis.dialogue import Dialogue
@@ -23,6 +23,15 @@ AFTER = ("media", "judged", "exported")  # a shard at a time
 STAGES = (*BEFORE, SELECTED, *AFTER)
 
 
+def of(job: Job) -> tuple[str, ...]:
+    """The stages of this job: where the words come from instruction sets, nothing is before `dialogues`."""
+    return STAGES[STAGES.index("dialogues") :] if job.instructed else STAGES
+
+
+def made_media(job: Job) -> tuple[str, ...]:
+    return ("speech",) if job.instructed else ("image", "music", "speech")
+
+
 @functools.lru_cache(maxsize=8)
 def _backend(job: Job, modality: str) -> Cached:
     """A process makes each once: a model is loaded, a connection opened."""
@@ -30,7 +39,9 @@ def _backend(job: Job, modality: str) -> Cached:
 
 
 def run_shard(job: Job, stage: str, index: int) -> None:
-    """Makes one shard, if it is not there. The shards of the stage before must be whole."""
+    """Makes one shard, if it is not there and the job has this stage. Those of the stage before must be whole."""
+    if stage not in of(job):
+        return
     count = 1 if stage == SELECTED else job.shards
     if not store.is_whole(job.folder, stage, index, count):
         items, failed = _MAKERS[stage](job, index)
@@ -67,11 +78,14 @@ def _topics(job: Job, index: int) -> Result:
     return writing.topics(job, index, _backend(job, TEXT))
 
 
-def _written(stage: str) -> Callable[[Job, int], Result]:
-    def make(job: Job, index: int) -> Result:
-        return writing.WRITERS[stage](job, _before(job, stage, index), _backend(job, TEXT))
+def _dialogues(job: Job, index: int) -> Result:
+    if job.instructed:
+        return instructions.dialogues(job, index, _backend(job, TEXT) if job.settings.get("rewrite") else None)
+    return writing.dialogues(job, _before(job, "dialogues", index), _backend(job, TEXT))
 
-    return make
+
+def _scenarios(job: Job, index: int) -> Result:
+    return writing.scenarios(job, _before(job, "scenarios", index), _backend(job, TEXT))
 
 
 def _read(job: Job) -> Callable[[str], bytes]:
@@ -94,7 +108,7 @@ def _selected(job: Job, index: int) -> Result:
 def _media(job: Job, index: int) -> Result:
     kept = {row["id"] for row in store.items(job.folder, SELECTED, 0, 1) if not row["removed_by"]}
     rows = map(Dialogue.from_json, store.items(job.folder, "checked", index, job.shards))
-    backends = {modality: _backend(job, modality) for modality in ("image", "music", "speech")}
+    backends = {modality: _backend(job, modality) for modality in made_media(job)}
     return media.make(job, [d for d in rows if d.id in kept], backends)
 
 
@@ -114,8 +128,8 @@ def _exported(job: Job, index: int) -> Result:
 
 _MAKERS: Mapping[str, Callable[[Job, int], Result]] = {
     "topics": _topics,
-    "scenarios": _written("scenarios"),
-    "dialogues": _written("dialogues"),
+    "scenarios": _scenarios,
+    "dialogues": _dialogues,
     "checked": _checked,
     SELECTED: _selected,
     "media": _media,
@@ -127,21 +141,30 @@ _MAKERS: Mapping[str, Callable[[Job, int], Result]] = {
 def recipes(job: Job) -> dict[str, str]:
     """Of every stage: a digest of what decides its items, the stages before it among them."""
     s = job.settings.to_dict()
-    made_by = {modality: _backend(job, modality).name for modality in (TEXT, "image", "music", "speech")}
+    made_by = {modality: _backend(job, modality).name for modality in made_media(job)}
+    words: Mapping[str, object]
+    if job.instructed:
+        rewriter = [_backend(job, TEXT).name, prompts.read(prompts.SPOKEN)] if s.get("rewrite") else None
+        words = {"dialogues": [instructions.digest(job), rewriter, s["shards"], s["held_out"]]}
+    else:
+        words = {
+            "topics": [
+                _backend(job, TEXT).name, prompts.VERSION, s["shards"], s["rounds"], s["topics_a_round"], s["held_out"],
+                writing.meta_topics(job),
+            ],
+            "scenarios": [s["topics_a_call"], s["scenarios_a_topic"], s["requirements"]],
+            "dialogues": s["rounds_a_dialogue"],
+        }  # fmt: skip
     own: Mapping[str, object] = {
-        "topics": [
-            made_by.pop(TEXT), prompts.VERSION, s["shards"], s["rounds"], s["topics_a_round"], s["held_out"],
-            writing.meta_topics(job),
-        ],
-        "scenarios": [s["topics_a_call"], s["scenarios_a_topic"], s["requirements"]],
-        "dialogues": s["rounds_a_dialogue"],
+        **words,
         "checked": [s["filters"].get("scripts"), filters.words_digest()],
         SELECTED: s["filters"].get("selection"),
         "media": [made_by, *(s[name] for name in ("voices", "answering_voices", "spoken"))],
         "judged": s["filters"].get("media"),
+        "exported": export.VERSION,
     }  # fmt: skip
     found, before = {}, json.dumps([VERSION, job.seed])
-    for stage in STAGES:
+    for stage in of(job):
         before = hashlib.sha256(json.dumps([before, own.get(stage)], sort_keys=True).encode()).hexdigest()
         found[stage] = before[:16]
     return found

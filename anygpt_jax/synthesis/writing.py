@@ -7,7 +7,7 @@ meta-topic and all that came of it.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from anygpt_jax.errors import UserError
 from anygpt_jax.synthesis import prompts, script
 from anygpt_jax.synthesis.backends import Backend, Failure, Request, text_request
-from anygpt_jax.synthesis.dialogue import Dialogue, Made, Said
+from anygpt_jax.synthesis.dialogue import Dialogue, Made
 from anygpt_jax.synthesis.job import Job
 
 Rows = list[dict[str, Any]]
@@ -134,14 +134,14 @@ def dialogues(job: Job, rows: Rows, writer: Backend) -> Result:
         made_by = {stage: Made(**one) for stage, one in row["made"].items()}
         made_by["dialogues"] = Made(**made(writer, request))
         of = {name: row[name] for name in ("id", "meta_topic", "topic", "split", "requirement", "scenario")}
-        items.append(Dialogue(**of, turns=tuple(map(Said.of, turns)), made=made_by).to_json())
+        items.append(Dialogue(**of, turns=turns, made=made_by).to_json())
     return items, failed
 
 
 def made(backend: Backend, request: Request) -> dict[str, Any]:
-    """As JSON: the trace of an answer. Of messages it has the digest, under which the cache has them whole."""
-    digest = request.digest(backend.name)
-    return {"backend": backend.name, "prompt": digest, "seed": request.seed, "digest": digest}
+    """As JSON: the trace of an answer. Which prompts they were; their filled form is long, and in the cache."""
+    prompt = f"{request.purpose}, prompts {prompts.VERSION}"
+    return {"backend": backend.name, "prompt": prompt, "seed": request.seed, "digest": request.digest(backend.name)}
 
 
 def _calls(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
@@ -159,6 +159,3 @@ def _drawn(shares: Mapping[str, float], rng: np.random.Generator) -> str:
 
 def _failure(id: str, reason: str) -> dict[str, str]:
     return {"id": id, "reason": reason}
-
-
-WRITERS: Mapping[str, Callable[[Job, Rows, Backend], Result]] = {"scenarios": scenarios, "dialogues": dialogues}

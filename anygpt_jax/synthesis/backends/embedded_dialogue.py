@@ -15,7 +15,8 @@ from anygpt_jax.embedded import grammar, scenes, sentences
 from anygpt_jax.embedded.interleaved import REQUESTS
 from anygpt_jax.embedded.splits import TRAIN, split_of
 from anygpt_jax.synthesis.backends import embedded_phrases as phrases
-from anygpt_jax.synthesis.script import ASSISTANT, HUMAN, Described, Turn
+from anygpt_jax.synthesis.dialogue import Medium, Said
+from anygpt_jax.synthesis.script import ASSISTANT, HUMAN
 
 MOST_PICTURES = 2
 TRIES = 200  # draws of a round until none of its utterances is held out
@@ -31,7 +32,7 @@ class Telling:
     rng: np.random.Generator
     split: str
     wanted: Mapping[str, str]
-    turns: list[Turn] = dataclasses.field(default_factory=list)
+    turns: list[Said] = dataclasses.field(default_factory=list)
     pictures: list[dict[str, str]] = dataclasses.field(default_factory=list)
     tune: dict[str, str] | None = None
     asked: set[str] = dataclasses.field(default_factory=set)  # of the newest picture, and of the tune
@@ -42,10 +43,10 @@ class Telling:
     def text(self, templates: Sequence[str], attributes: Mapping[str, str] | None = None) -> str:
         return sentences.fill(str(self.choose(templates)), attributes or {}, self.rng)
 
-    def say(self, asked: str, answered: str, *, given: Described | None = None, made: Described | None = None) -> None:
+    def say(self, asked: str, answered: str, *, given: Medium | None = None, made: Medium | None = None) -> None:
         self.turns += [
-            Turn(HUMAN, asked, (given,) if given else ()),
-            Turn(ASSISTANT, answered, (made,) if made else ()),
+            Said(HUMAN, asked, (given,) if given else ()),
+            Said(ASSISTANT, answered, (made,) if made else ()),
         ]
 
     def world(self, kind: str, attributes: Mapping[str, str], request: bool) -> str:
@@ -80,16 +81,16 @@ class Telling:
         drawn["key"] = str(self.choose([key for key in grammar.KEYS if key.endswith("minor") == minor]))
         return drawn
 
-    def picture(self, attributes: dict[str, str]) -> Described:
+    def picture(self, attributes: dict[str, str]) -> Medium:
         """The description of a new picture, which is the one that is talked about now."""
         self.pictures.append(attributes)
         self.asked -= {"object", *phrases.ABOUT_ONE}
         noun = bool(self.rng.random() < 0.7)
-        return Described("image", sentences.caption_scene(attributes, self.rng, self.split, noun_phrase=noun))
+        return Medium("image", sentences.caption_scene(attributes, self.rng, self.split, noun_phrase=noun))
 
-    def music(self, attributes: dict[str, str]) -> Described:
+    def music(self, attributes: dict[str, str]) -> Medium:
         self.tune = attributes
-        return Described("music", sentences.caption_music(attributes, self.rng, self.split))
+        return Medium("music", sentences.caption_music(attributes, self.rng, self.split))
 
     def tune_phrase(self, attributes: Mapping[str, str]) -> str:
         return self.text(("a {tempo} {dance} on the {instrument}", "a {tempo} {dance} played on the {instrument}",

@@ -1,8 +1,8 @@
-"""Generators behind an OpenAI-compatible HTTP endpoint: text by chat/completions, images by images/generations, speech by
-audio/speech.
+"""Generators behind HTTP: text by OpenAI's chat/completions, images by images/generations, speech by audio/speech, music
+by vLLM-Omni's audio/generate or Hugging Face's text-to-audio task. OpenAI itself has no endpoint for music.
 
-What a server sends is not believed: it is bounded (metered.py), a picture must be a PNG or JPEG file that opens, speech a
-WAV or FLAC file with sound in it. The key is read from the environment and written nowhere.
+What a server sends is not believed: it is bounded (metered.py), a picture must be a PNG or JPEG file that opens, speech
+and music a WAV or FLAC file with sound in it. The key is read from the environment and written nowhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.audio import is_silent, load_audio
 from anygpt_jax.modalities.pictures import load_picture
 from anygpt_jax.synthesis.backends import Failure, Request
-from anygpt_jax.synthesis.backends.http_settings import HttpSettings
+from anygpt_jax.synthesis.backends.http_settings import TASK, HttpSettings
 from anygpt_jax.synthesis.backends.spending import Spending
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import openai
 
 MAX_PIXELS = 1 << 24  # of a picture
-LONGEST = 600.0  # s of speech
+LONGEST = 600.0  # s of speech or music
 LONGEST_WAIT = 120  # s that the client waits because a server says so
 LONGEST_TEXT = 20_000  # characters: what comes is parsed by patterns
 LONGEST_REASON = 200  # characters of what a server says
@@ -100,7 +100,7 @@ class Http:
 
     def _make(self, request: Request) -> bytes | Failure:
         kinds: dict[str, Callable[[Request], bytes | Failure]]
-        kinds = {"text": self._text, "image": self._image, "speech": self._speech}
+        kinds = {"text": self._text, "image": self._image, "speech": self._speech, "music": self._music}
         answer = kinds[self.settings.modality](request)
         if isinstance(answer, bytes) and self.settings.key_variable and self._key.encode() in answer:
             return Failure("the answer holds the key it was asked with")
@@ -139,7 +139,8 @@ class Http:
             return Failure("the answer is no Unicode text")
 
     def _image(self, request: Request) -> bytes | Failure:
-        response = self._ask("/images/generations", {"prompt": request.content, "n": 1, "response_format": "b64_json"})
+        body = {"prompt": request.content, "n": 1, "response_format": "b64_json", **self._seed(request)}
+        response = self._ask("/images/generations", body)
         if isinstance(response, Failure):
             return response
         match response.json():
@@ -168,35 +169,50 @@ class Http:
             "input": request.content,
             "voice": request.voice or self.settings.voice or None,
             "response_format": "wav",
+            **self._seed(request),
         }
-        response = self._ask("/audio/speech", body)
+        return self._sound(self._ask("/audio/speech", body))
+
+    def _music(self, request: Request) -> bytes | Failure:
+        if self.settings.form == TASK:
+            parameters = _said({**self._seed(request), **self.settings.extra})
+            task = {"inputs": request.content, "parameters": parameters}
+            return self._sound(self._post(self.settings.base_url, task, Accept="audio/flac, audio/wav"))
+        body = {"input": request.content, "response_format": "wav", **self._seed(request)}
+        return self._sound(self._ask("/audio/generate", body))
+
+    def _seed(self, request: Request) -> dict[str, int]:
+        return {self.settings.seed_field: request.seed} if self.settings.seed_field else {}
+
+    def _sound(self, response: httpx2.Response | Failure) -> bytes | Failure:
         if isinstance(response, Failure):
             return response
         if not response.content.startswith((b"RIFF", b"fLaC")):
-            return Failure("the speech is no WAV or FLAC file")
+            return Failure(f"the {self.settings.modality} is no WAV or FLAC file")
         try:
             sound = load_audio(response.content, longest=LONGEST)
         except UserError as e:
             return Failure(str(e))
-        return Failure("the speech is silent") if is_silent(sound) else response.content
+        return Failure(f"the {self.settings.modality} is silent") if is_silent(sound) else response.content
 
     def _ask(self, endpoint: str, body: Mapping[str, Any]) -> httpx2.Response | Failure:
+        return self._post(endpoint, _said({"model": self.settings.model, **body, **self.settings.extra}))
+
+    def _post(self, address: str, body: Mapping[str, Any], **headers: str) -> httpx2.Response | Failure:
         """The answer to what is sent, or why there is none. UserError if no other request would be answered either."""
         import httpx2
         import openai
 
         from anygpt_jax.synthesis.backends.metered import Oversized
 
-        whole = {"model": self.settings.model, **body, **self.settings.extra}
-        sent = {name: value for name, value in whole.items() if value is not None}
         attempts = f"asked {self.settings.retries + 1} times"
         try:
-            return self._client.post(endpoint, cast_to=httpx2.Response, body=sent)
+            return self._client.post(address, cast_to=httpx2.Response, body=body, options={"headers": headers})
         except openai.APIStatusError as e:
             if stop := self._stops(e):
                 raise UserError(stop) from None
             repeated = f", {attempts}" if e.status_code == 429 or e.status_code >= 500 else ""
-            said = e.body.get("message") if isinstance(e.body, dict) else e.body
+            said = e.body.get("message") or e.body.get("detail") if isinstance(e.body, dict) else e.body
             return Failure(f"the server answered {e.status_code}{repeated}: {self._quoted(said or 'nothing')}")
         except openai.APITimeoutError:
             return Failure(f"no answer within {self.settings.timeout:g} s, {attempts}")
@@ -230,3 +246,7 @@ class Http:
             text = text.replace(self._key, "…")
         text = "".join(c if c.isprintable() else " " for c in text[: 10 * LONGEST_REASON])
         return " ".join(text.split())[:LONGEST_REASON]
+
+
+def _said(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}

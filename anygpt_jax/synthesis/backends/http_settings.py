@@ -15,8 +15,11 @@ import ml_collections
 from anygpt_jax.errors import UserError
 from anygpt_jax.synthesis.backends.spending import Prices, Use
 
-MAKES = {"text": Use(1, 1), "image": Use(images=1), "speech": Use(characters=1)}  # and what is paid for
-OURS = ("model", "messages", "prompt", "input", "voice", "seed", "n", "stream")  # not for `extra` to set
+# And what is paid for.
+MAKES = {"text": Use(1, 1), "image": Use(images=1), "speech": Use(characters=1), "music": Use(music=1)}
+# Not for `extra` to set.
+OURS = ("model", "messages", "prompt", "input", "inputs", "parameters", "voice", "seed", "n", "stream")
+OPENAI, TASK = "openai", "task"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +28,20 @@ class HttpSettings:
 
     `extra` is added to what is sent, as the service names it (`size`, `quality`, `response_format`, `top_p`,
     `max_completion_tokens`, …); None takes out what this program would send, where a model refuses it.
+
+    `form` is how music is asked for. "openai": POST BASE_URL/audio/generate, which vLLM-Omni has beside OpenAI's own
+    endpoints. "task": POST BASE_URL itself, as Hugging Face's text-to-audio task; `extra` goes into its parameters.
     """
 
     modality: str  # one of MAKES
-    base_url: str  # with the version: https://api.openai.com/v1
+    base_url: str  # with the version: https://api.openai.com/v1; of a task the model's whole address
     model: str
     key_variable: str = ""  # the environment variable with the key; "" where none is needed
     temperature: float = 1.0
     max_tokens: int = 2048  # of a text
     voice: str = ""  # of speech for which the request names none
+    form: str = OPENAI
+    seed_field: str = ""  # what the server calls a seed of a picture, speech or music ("seed"); "": it takes none
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timeout: float = 120.0  # s, of one attempt
     retries: int = 5
@@ -46,6 +54,10 @@ class HttpSettings:
     def __post_init__(self) -> None:
         if self.modality not in MAKES:
             raise UserError(f"An HTTP backend makes {', '.join(MAKES)}, no {self.modality}; choose another for it.")
+        if self.form not in (OPENAI, TASK) or (self.form == TASK and self.modality != "music"):
+            raise UserError(f"form is {self.form!r}; it is 'openai', or for music 'task'.")
+        if self.seed_field and self.modality == "text":
+            raise UserError("seed_field is of pictures, speech and music; a text's seed is always sent, as `seed`.")
         url = urllib.parse.urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError("base_url must be the http or https address of an OpenAI-compatible API, up to its /v1.")
@@ -58,7 +70,7 @@ class HttpSettings:
                 raise UserError(f"{name} must be {least} or more, not {getattr(self, name)}.")
         if not 0 < self.timeout < math.inf or self.requests_per_minute < 0 or self.tokens_per_minute < 0:
             raise UserError("timeout must be more than 0 s, requests_per_minute and tokens_per_minute 0 (any) or more.")
-        if taken := [name for name in OURS if name in self.extra]:
+        if taken := [name for name in (*OURS, self.seed_field) if name in self.extra]:
             raise UserError(f"extra cannot set {', '.join(taken)}; the program does.")
         if type(self.limit) is not int or self.limit < 1:
             raise UserError("extra must leave max_tokens or max_completion_tokens, a number of tokens from 1 on.")
@@ -84,8 +96,10 @@ class HttpSettings:
     @property
     def name(self) -> str:
         """Without the address, which may be private: a model that moves to another server is the same."""
-        deciding = {"text": ("temperature", "max_tokens"), "image": (), "speech": ("voice",)}[self.modality]
+        deciding = {"text": ("temperature", "max_tokens"), "speech": ("voice",)}.get(self.modality, ())
         settings = {name: getattr(self, name) for name in deciding} | {"extra": dict(self.extra)}
+        if self.seed_field:
+            settings["seed_field"] = self.seed_field
         return f"http {self.modality} {self.model} {json.dumps(settings, sort_keys=True)}"
 
     def key(self) -> str:

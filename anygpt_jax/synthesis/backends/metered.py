@@ -15,8 +15,9 @@ from pyrate_limiter import Duration, Limiter, Rate
 
 from anygpt_jax.synthesis.backends.spending import Prices, Spending, Use
 
-CHAT, IMAGES, SPEECH = "/chat/completions", "/images/generations", "/audio/speech"
-LARGEST = {CHAT: 1 << 22, IMAGES: 1 << 26, SPEECH: 1 << 26}  # bytes of an answer
+CHAT, IMAGES, SPEECH, MUSIC = "/chat/completions", "/images/generations", "/audio/speech", "/audio/generate"
+TASK = ""  # a task for music has an address of its own; the end of every address, so it comes last
+LARGEST = {CHAT: 1 << 22, IMAGES: 1 << 26, SPEECH: 1 << 26, MUSIC: 1 << 28, TASK: 1 << 28}  # bytes of an answer
 LARGEST_ERROR = 1 << 16
 # What the client reads. The rest is left out: a charset, say, may name a codec that fails, or unpacks.
 RETRYING = ("retry-after", "retry-after-ms", "x-should-retry")
@@ -87,6 +88,8 @@ def most(request: httpx2.Request) -> Use:
         return Use(images=1)
     if endpoint == SPEECH:
         return Use(characters=len(body["input"]))
+    if endpoint in (MUSIC, TASK):
+        return Use(music=1)
     return Use(len(request.content), body["max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"])
 
 
@@ -101,7 +104,7 @@ def _used(response: httpx2.Response, worst: Use) -> Use:
     """
     if not response.is_success:
         return Use()
-    if _endpoint(response.request) == SPEECH:
+    if _endpoint(response.request) in (SPEECH, MUSIC, TASK):
         return worst
     try:
         said = json.loads(response.content)

@@ -32,6 +32,7 @@ class Use:
     output_tokens: int = 0
     images: int = 0
     characters: int = 0  # spoken
+    music: int = 0  # pieces
 
     @property
     def tokens(self) -> int:
@@ -46,6 +47,7 @@ class Prices:
     output: float = 0.0  # a million tokens
     image: float = 0.0  # one
     speech: float = 0.0  # a million characters
+    music: float = 0.0  # a piece
 
     def __post_init__(self) -> None:
         for name, price in dataclasses.asdict(self).items():
@@ -62,7 +64,7 @@ class Prices:
     def of(self, use: Use) -> float:
         """Dollars."""
         text = self.input * use.input_tokens + self.output * use.output_tokens
-        return (text + self.speech * use.characters) / MILLION + self.image * use.images
+        return (text + self.speech * use.characters) / MILLION + self.image * use.images + self.music * use.music
 
 
 @dataclasses.dataclass(frozen=True)

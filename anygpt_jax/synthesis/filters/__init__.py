@@ -9,19 +9,17 @@ import dataclasses
 import hashlib
 import importlib.resources
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.synthesis.dialogue import Dialogue, Medium
+from anygpt_jax.synthesis.dialogue import Dialogue, Place, media_of, with_media
 
 if typing.TYPE_CHECKING:
     from anygpt_jax.synthesis.filters.selection import SelectionSettings
 
 Read = Callable[[str], bytes]  # a medium's `file` → its bytes
-Place = tuple[int, int]  # (turn, medium in it)
 SECTION = "config.synthesize.filters"
-SPEECH = -1  # the medium of a Place that is its turn's speech
 Settings = TypeVar("Settings")
 
 
@@ -55,11 +53,6 @@ class Batched(Protocol):
     def check_many(self, dialogues: Sequence[Dialogue], read: Read) -> list[Verdict]: ...
 
 
-def apply(filters: Sequence[Filter], dialogue: Dialogue, read: Read) -> Dialogue:
-    """The dialogue with the scores of the filters up to the first that refuses it; `apply_many` of one."""
-    return apply_many(filters, [dialogue], read)[0]
-
-
 def apply_many(filters: Sequence[Filter], dialogues: Sequence[Dialogue], read: Read) -> list[Dialogue]:
     """Every dialogue with the scores of the filters up to the first that refuses it, and with that one's reason.
 
@@ -81,22 +74,12 @@ def apply_many(filters: Sequence[Filter], dialogues: Sequence[Dialogue], read: R
 
 def judged(dialogue: Dialogue, name: str, verdict: Verdict) -> Dialogue:
     """The dialogue with what the filter of this name found."""
-
-    def scored(medium: Medium, place: Place) -> Medium:
-        found = verdict.media.get(place)
-        return dataclasses.replace(medium, scores={**medium.scores, **found}) if found else medium
-
-    turns = dialogue.turns
-    if verdict.media:
-        turns = tuple(
-            dataclasses.replace(
-                said,
-                media=tuple(scored(medium, (i, j)) for j, medium in enumerate(said.media)),
-                speech=None if said.speech is None else scored(said.speech, (i, SPEECH)),
-            )
-            for i, said in enumerate(turns)
-        )
-    found = dataclasses.replace(dialogue, turns=turns, scores={**dialogue.scores, **verdict.scores})
+    scored = {
+        place: dataclasses.replace(medium, scores={**medium.scores, **verdict.media[place]})
+        for place, medium in media_of(dialogue)
+        if place in verdict.media
+    }
+    found = dataclasses.replace(with_media(dialogue, scored), scores={**dialogue.scores, **verdict.scores})
     return found if verdict.reason is None else dataclasses.replace(found, removed_by=name, reason=verdict.reason)
 
 
@@ -133,14 +116,6 @@ def of_media(section: Mapping[str, Any]) -> Sequence[Filter]:
     from anygpt_jax.synthesis.filters import media
 
     return media.filters(settings_of(media.MediaSettings, section.get("media", {}), f"{SECTION}.media"))
-
-
-def media_of(dialogue: Dialogue) -> Iterator[tuple[Place, Medium]]:
-    """Every medium with its place: of each turn the media, then the speech."""
-    for i, said in enumerate(dialogue.turns):
-        yield from (((i, j), medium) for j, medium in enumerate(said.media))
-        if said.speech is not None:
-            yield (i, SPEECH), said.speech
 
 
 def texts_of(dialogue: Dialogue) -> list[str]:

@@ -19,8 +19,8 @@ from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.modalities.audio import load_audio
 from anygpt_jax.modalities.base import Audio
 from anygpt_jax.modalities.pictures import load_picture
-from anygpt_jax.synthesis.dialogue import Dialogue, Medium
-from anygpt_jax.synthesis.filters import Filter, Place, Read, Verdict, media_of
+from anygpt_jax.synthesis.dialogue import Dialogue, Medium, Place, media_of
+from anygpt_jax.synthesis.filters import Filter, Read, Verdict
 from anygpt_jax.synthesis.filters.worlds import (
     Judge,
     clap_cosines,

@@ -16,6 +16,8 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.synthesis.dialogue import Dialogue
 from anygpt_jax.synthesis.filters import Filter, Read, Verdict, texts_of
 from anygpt_jax.synthesis.filters.safety import CATEGORIES, Safety
+from anygpt_jax.synthesis.filters.speakable import Speakable
+from anygpt_jax.synthesis.instructions import REQUIREMENT
 from anygpt_jax.synthesis.script import ASSISTANT, HUMAN, MEDIA
 
 # What a dialogue may be taken for: of all 140 languages that the classifier knows, short texts have too many neighbours.
@@ -111,6 +113,7 @@ def filters(settings: ScriptSettings) -> tuple[Filter, ...]:
         Words(settings.words),
         Described({"image": settings.images, "music": settings.music}),
         Refusals(),
+        Speakable(),
         Leftovers(),
         Language(settings.language, settings.confidence),
         Safety(settings.unsafe),
@@ -177,14 +180,14 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """At least one medium, and of each modality at most so many."""
+    """At least one medium, but for dialogues that are only to be spoken, and of each modality at most so many."""
 
     most: Mapping[str, int]
     name: str = "media"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
         described = [medium.modality for said in dialogue.turns for medium in said.media]
-        if not described:
+        if not described and dialogue.requirement != REQUIREMENT:
             return Verdict(reason="It has no medium.")
         for modality, most in self.most.items():
             if (n := described.count(modality)) > most:

@@ -23,6 +23,7 @@ FILES = (
     "meta_topics.txt", "topics.txt", "topics_more.txt", "scenarios.txt", "dialogues.txt", "demonstrations_scenarios.jsonl",
     "demonstrations_dialogues.jsonl",
 )  # fmt: skip
+SPOKEN = "spoken.txt"  # not among FILES, as other dialogues do not depend on it
 SCENARIO_DEMONSTRATIONS, DIALOGUE_DEMONSTRATIONS = 5, 3  # a request, as in the paper
 # Which media a scenario must have; several are joined by "+".
 REQUIREMENTS: Mapping[str, str] = {
@@ -38,7 +39,7 @@ _BULLET = re.compile(r"^\s*[-*•]\s+(.*)$")
 
 @functools.cache
 def read(name: str) -> str:
-    """One of `FILES`."""
+    """One of `FILES`, or SPOKEN."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -99,6 +100,11 @@ def dialogues_messages(scenario: str, requirement: str, rounds: int, seed: int) 
     shown = "\n\n".join(f"Situation: {d['scenario']}\n{d['script']}" for d in chosen)
     slots = {"scenario": scenario, "rounds": str(rounds), "requirement": in_words(requirement)}
     return [("user", _fill("dialogues.txt", demonstrations=shown, **slots))]
+
+
+def spoken_messages(script: str) -> list[Message]:
+    """A conversation that was written, to be said aloud."""
+    return [("user", _fill(SPOKEN, script=script))]
 
 
 def numbered(text: str) -> list[str]:
