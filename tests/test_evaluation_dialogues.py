@@ -216,5 +216,38 @@ def test_what_is_counted(evaluation, monkeypatch):
     assert shown.shape == (72, 72, 3)
 
 
+def _answers(*texts: str) -> list[answer.Answer]:
+    """A text each, and a picture."""
+    segments = [(answer.Segment("text", text), answer.Segment("image", np.zeros(0))) for text in texts]
+    return [answer.Answer(of, np.zeros(0, np.int32), 0) for of in segments]
+
+
+def test_pictures_are_held_against_the_words_beside_them():
+    shown = {"object": "fox", "colour": "red", "size": "large", "place": "top left"}
+    texts = ("a fox on red", "you said draw a fox : a large fox on blue", "the picture is for you")
+    media = [(text, scenes.render(shown)) for text in texts]
+    found = dialogues.judge_own_words(_answers(*texts), media)
+    assert found["music"] == {"n": 0}
+    # Of two that say something, the one is right in both, the other in two of its three.
+    assert (found["image"]["n"], found["image"]["all"]) == (2, 0.5)
+    assert found["image"]["attributes"] == pytest.approx((1 + 2 / 3) / 2)
+    assert (found["image"]["object"], found["image"]["colour"], found["image"]["size"]) == (1, 0.5, 1)
+
+
+def test_facts_are_those_that_both_name():
+    def turn(text: str, *media: str) -> LastTurn:
+        truth = (answer.Segment("text", text), *(answer.Segment(m, np.zeros(0)) for m in media))
+        return LastTurn("k", np.zeros(0, np.int32), truth, 1, "", {"answer_text": text})
+
+    turns = [
+        turn("it is a small fox"), turn("the background is red"), turn("here is a fox", "image"),
+        turn("i hear a fast jig"),
+    ]  # fmt: skip
+    given = ["you said what is it : a large fox on blue", "i like it", "a dog", "a fast reel on the flute"]
+    found = dialogues.judge_facts(turns, _answers(*given), [(text, None) for text in given])
+    # size, object; none; left out; tempo, dance: of five facts four are named, of which two are right
+    assert found == {"n": 4, "right": 0.5, "named": 0.8}
+
+
 def test_no_dialogue_of_one_turn_has_no_share():
     assert dialogues._share(np.zeros(0, bool)) == {"exact": None, "interval": None, "n": 0}

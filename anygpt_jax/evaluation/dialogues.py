@@ -27,6 +27,8 @@ from anygpt_jax.generation.automaton import ANY
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.records import TokenRecord
 from anygpt_jax.tasks import metrics
+from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES, MUSIC_ATTRIBUTES
+from anygpt_jax.tasks.metrics.text import parse_attributes
 from anygpt_jax.templates import OPENING, TEXT
 from anygpt_jax.vocabulary import Vocabulary
 
@@ -99,10 +101,12 @@ def run(evaluation: Evaluation, task: str = TASK) -> dict[str, Any] | None:
     seeds = [stable_order(turn.key, f"{evaluation.config.seed}/{task}") for turn in turns]
     answers = evaluation.trained.engine.generate([turn.prompt for turn in turns], ANY, seeds)
     media = decode(evaluation.trained, [answer.segments for answer in answers])
-    images = judge_media("image", "object", metrics.image_attributes, turns, answers, media)
+    images = judge_media("image", IMAGE_ATTRIBUTES, metrics.image_attributes, turns, answers, media)
     entry = {**entry_of(turns, answers), "images": images}
     if task != TASK:
-        entry["music"] = judge_media("music", "instrument", metrics.music_attributes, turns, answers, media)
+        entry["music"] = judge_media("music", MUSIC_ATTRIBUTES, metrics.music_attributes, turns, answers, media)
+        entry["own_words"] = judge_own_words(answers, media)
+        entry["facts"] = judge_facts(turns, answers, media)
         entry["chain"] = judge_chain(turns, answers, media, evaluation.config.tokenize.get("heard") or "")
     entry["seconds"] = round(time.monotonic() - began, 1)
     _keep(predictions, evaluation, turns, answers, media)
@@ -147,18 +151,51 @@ def _share(right: np.ndarray) -> dict[str, Any]:
 
 def judge_media(
     modality: str,
-    named: str,
+    names: Sequence[str],
     metric: MetricFn,
     turns: Sequence[LastTurn],
     answers: Sequence[Answer],
     media: Sequence[Sequence[Any]],
 ) -> dict[str, float]:
-    """What the judge sees or hears where a medium was asked for and the attributes say (`named`) what of; none is wrong."""
-    asked = [i for i, t in enumerate(turns) if modality in modalities(t.truth) and named in t.attributes]
+    """What the judge sees or hears where a medium was asked for with one of these attributes; no medium is wrong."""
+    asked = [i for i, t in enumerate(turns) if modality in modalities(t.truth) and set(names) & set(t.attributes)]
     if not asked:
         return {"n": 0}
     found = [_first(modality, answers[i], media[i]) for i in asked]
     return {"n": len(asked), **metric([turns[i].attributes for i in asked], found)}
+
+
+def judge_own_words(answers: Sequence[Answer], media: Sequence[Sequence[Any]]) -> dict[str, dict[str, float]]:
+    """Of answers with a medium and words: does it show, or sound like, what they say?"""
+    found: dict[str, dict[str, float]] = {}
+    for modality, names, metric in (
+        ("image", IMAGE_ATTRIBUTES, metrics.image_attributes),
+        ("music", MUSIC_ATTRIBUTES, metrics.music_attributes),
+    ):
+        said = [parse_attributes(_words(a, m), names) for a, m in zip(answers, media, strict=True)]
+        made = [_first(modality, a, m) for a, m in zip(answers, media, strict=True)]
+        both = [i for i in range(len(answers)) if said[i] and made[i] is not None]
+        scores = metric([said[i] for i in both], [made[i] for i in both]) if both else {}
+        found[modality] = {"n": len(both), **scores}
+    return found
+
+
+def judge_facts(
+    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]]
+) -> dict[str, float]:
+    """Of answers that are to be words about a picture or a tune: the share of the facts that both the true and the given
+    answer name, and that are the same. `n` is the number of these facts, `named` their share of those in the true ones."""
+    same = both = true = 0
+    for turn, answer, decoded in zip(turns, answers, media, strict=True):
+        if {"image", "music"} & set(modalities(turn.truth)):
+            continue
+        names = (*IMAGE_ATTRIBUTES, *MUSIC_ATTRIBUTES)
+        wanted = parse_attributes(str(turn.attributes.get("answer_text", "")), names)
+        given = parse_attributes(_words(answer, decoded), names)
+        true += len(wanted)
+        both += len(set(wanted) & set(given))
+        same += sum(given.get(name) == value for name, value in wanted.items())
+    return {"n": both, "right": same / both if both else 0.0, "named": both / true if true else 0.0}
 
 
 def judge_chain(
@@ -188,6 +225,11 @@ def judge_chain(
         "transcript_wer": metrics.word_error_rate(asked, transcripts)["wer"],
         "speech_wer": metrics.word_error_rate(wanted, [text or "" for text in agreed])["wer"],
     }
+
+
+def _words(answer: Answer, media: Sequence[Any]) -> str:
+    """What an answer says in writing; of an answer to speech what comes after the transcript."""
+    return str(_first(TEXT, answer, media) or "").rpartition(" : ")[2]
 
 
 def _first(modality: str, answer: Answer, media: Sequence[Any]) -> Any:

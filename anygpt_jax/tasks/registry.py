@@ -27,6 +27,7 @@ import seqio
 from anygpt_jax.embedded import settings, voices
 from anygpt_jax.errors import UserError
 from anygpt_jax.tasks import preprocessors
+from anygpt_jax.tasks.last_answer import of_last_answer
 from anygpt_jax.tasks.preprocessors import Attributes
 
 DATASET = "embedded_world"
@@ -143,18 +144,6 @@ def postprocess(output: Any, *, example: Mapping[str, Any] | None = None, is_tar
     if is_target and example is not None:
         return json.loads(example["attributes"])
     return output
-
-
-def of_last_answer(attributes: Attributes) -> Attributes:
-    """With what the small world's words say of the media of a made dialogue's last answer (`synthesis.export.row`)."""
-    from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES, MUSIC_ATTRIBUTES
-    from anygpt_jax.tasks.metrics.text import parse_attributes
-
-    names = {"answer_image": IMAGE_ATTRIBUTES, "answer_music": MUSIC_ATTRIBUTES}
-    stated = {
-        k: v for field, of in names.items() for k, v in parse_attributes(str(attributes.get(field, "")), of).items()
-    }
-    return {**attributes, **stated, "form": attributes.get("requirement", "dialogue")}
 
 
 def any_instruct_source(folder: pathlib.Path, heard: str) -> seqio.DataSource:
