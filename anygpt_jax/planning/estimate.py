@@ -123,6 +123,7 @@ class Estimate:
     refused: str
     microbatches: int = 1
     quantization: str = "none"
+    state_bytes: int = 0  # of all training state, as a checkpoint holds it
 
     @property
     def fits(self) -> bool:
@@ -264,4 +265,5 @@ def estimate(
         refused=compiled.refused,
         microbatches=microbatches,
         quantization=model.quantization,
+        state_bytes=sum(compiled.whole_state.values()),
     )

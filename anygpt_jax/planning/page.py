@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from anygpt_jax.planning import sweep
 from anygpt_jax.planning.chips import GIB
 from anygpt_jax.planning.estimate import (
     ASSUMPTIONS,
@@ -55,10 +56,10 @@ def _parts(e: Estimate) -> str:
     return parts + (f", products in {e.quantization}" if e.quantization != "none" else "")
 
 
-def page(e: Estimate) -> str:
-    """What a person reads."""
+def page(e: Estimate, name: str = "", below: Sequence[str] = ()) -> str:
+    """What a person reads. `name` is what clouds call the slice; `below` are lines to follow those of the step."""
     lines = [
-        f"{e.topology} × {e.slices} ({e.chips} chips), mesh {axes_text(e.mesh)}",
+        f"{name + ', ' if name else ''}{e.topology} × {e.slices} ({e.chips} chips), mesh {axes_text(e.mesh)}",
         f"{e.parameters:,} parameters, batch {e.batch_size} × {e.seq_len} tokens{_parts(e)}, remat {e.remat}",
         "",
         "FITS" if e.fits else f"DOES NOT FIT: {e.refused or 'more than the chip has'}",
@@ -81,6 +82,7 @@ def page(e: Estimate) -> str:
             "Collectives: " + "; ".join(f"{place}: {_counts(kinds)}" for place, kinds in e.collectives.items()),
         ]
     lines += [f"Note: {warning}" for warning in e.warnings]
+    lines += below
     chip = e.topology.partition(":")[0]
     nearest = [f"{run.name} {run.mfu:.0f} % ({run.source})" for run in PUBLISHED if run.chip == chip]
     if chip in MAXTEXT_7B_BY_THIS_METHOD:
@@ -89,7 +91,7 @@ def page(e: Estimate) -> str:
         "",
         "An estimate from the compiled program, not a measurement; take the MFU as ± 10 points.",
         "Assumed: " + "; ".join(ASSUMPTIONS) + ".",
-        "Not in it: " + "; ".join(OMITTED) + ".",
+        "Not in the step and its days: " + "; ".join(OMITTED) + ".",
         f"To compare on {chip}: " + ("; ".join(nearest) or "nothing is published") + ".",
         f"Program {e.program[:16]}, libtpu {e.libtpu}, "
         + ("from the cache" if e.from_cache else f"compiled in {e.compile_seconds:.0f} s"),
@@ -101,18 +103,22 @@ def _counts(kinds: dict[str, int]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
 
 
-def table(estimates: Iterable[Estimate]) -> str:
-    """Candidates of a sweep, the best first."""
-    rows = [f"{'tokens/s/chip':>13} {'MFU %':>6} {'HBM GiB':>8} {'step ms':>9} {'exposed %':>9}  settings"]
+def table(estimates: Iterable[Estimate], paid: float | None = None) -> str:
+    """Candidates of a sweep, the best first. `paid` is USD per chip-hour, if not the lists' prices."""
+    rows = [
+        f"{'M tokens/USD':>13} {'tokens/s/chip':>13} {'MFU %':>6} {'HBM GiB':>8} {'step ms':>9} {'exposed %':>9}  settings"
+    ]
     for e in estimates:
-        settings = f"{axes_text(e.mesh)}, remat {e.remat}, batch {e.batch_size}"
+        where = f"{e.slices} × {e.topology}" if e.slices > 1 else e.topology
+        settings = f"{where}, {axes_text(e.mesh)}, remat {e.remat}, batch {e.batch_size}"
         used = f"{e.memory.total / GIB:8.1f}"
         if e.speed and e.fits:
-            s = e.speed
+            s, worth = e.speed, sweep.worth(e, paid)
             share = 100 * s.exposed_seconds / s.step_seconds
             rows.append(
-                f"{s.tokens_per_second_per_chip:13,.0f} {100 * s.mfu:6.1f} {used} {1e3 * s.step_seconds:9.1f} {share:9.1f}  {settings}"
+                f"{f'{worth / 1e6:.2f}' if worth else '-':>13} {s.tokens_per_second_per_chip:13,.0f} {100 * s.mfu:6.1f} {used} "
+                f"{1e3 * s.step_seconds:9.1f} {share:9.1f}  {settings}"
             )
         else:
-            rows.append(f"{'does not fit':>13} {'':>6} {used} {'':>9} {'':>9}  {settings}")
+            rows.append(f"{'does not fit':>13} {'':>13} {'':>6} {used} {'':>9} {'':>9}  {settings}")
     return "\n".join(rows)

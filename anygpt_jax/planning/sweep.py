@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.model.sharding import BATCH_AXES, MESH_AXES
+from anygpt_jax.planning import prices
 from anygpt_jax.planning.chips import Topology
 from anygpt_jax.planning.estimate import Estimate
 
@@ -61,17 +62,26 @@ def candidates(
         yield [Candidate(tuple(mesh.items()), remat, n) for n in sorted(rows)]
 
 
-def sweep(groups: Iterator[list[Candidate]], plan: Callable[[Candidate], Estimate]) -> list[Estimate]:
-    """Plans the candidates, larger batches only as long as they fit; the fastest first, what does not fit last."""
+def sweep(
+    groups: Iterator[list[Candidate]], plan: Callable[[Candidate], Estimate], paid: float | None = None
+) -> list[Estimate]:
+    """Plans the candidates, larger batches only as long as they fit; sorted by `rank`."""
     found = []
     for group in groups:
         for candidate in group:
             found.append(plan(candidate))
             if not found[-1].fits:
                 break
-    return sorted(found, key=rank)
+    return sorted(found, key=lambda e: rank(e, paid))
 
 
-def rank(estimate: Estimate) -> tuple[bool, float]:
+def worth(estimate: Estimate, paid: float | None = None) -> float:
+    """Tokens a dollar, at what is paid a chip-hour or the list price on demand; 0 where there is none."""
+    rate = next(iter(prices.rates(estimate.topology.partition(":")[0], paid).values()))
+    return prices.tokens_per_dollar(estimate.speed.tokens_per_second_per_chip, rate) if rate and estimate.speed else 0.0
+
+
+def rank(estimate: Estimate, paid: float | None = None) -> tuple[bool, float, float]:
+    """Most tokens a dollar first, then most tokens a second and chip; what does not fit last."""
     fast = estimate.speed.tokens_per_second_per_chip if estimate.speed else 0.0
-    return not estimate.fits, -fast
+    return not estimate.fits, -worth(estimate, paid), -fast

@@ -46,8 +46,6 @@ class Profiler:
         finally:
             self._stop()
             signal.signal(signal.SIGUSR1, before)
-            with contextlib.suppress(ValueError, OSError):
-                faulthandler.unregister(signal.SIGUSR2)
 
     def after(self, done: int, result: Any) -> None:
         """Between two steps: `done` steps are done, `result` is something that the last one computes."""
