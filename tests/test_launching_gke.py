@@ -16,6 +16,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from anygpt_jax import cli
 from anygpt_jax.launching import gke
 from anygpt_jax.launching.policy import Verdict, judge
+from anygpt_jax.launching.tpu_vm_hosts import ASK_FOR_STACKS
 
 ROOT = pathlib.Path(__file__).parents[1]
 KUBERNETES = "1.37"
@@ -279,3 +280,17 @@ def test_no_kubectl_is_said(capsys, monkeypatch):
 def test_texts_stay_as_they_are():
     odd = {"a": "x: y\n  # no comment\n'''\n", "b": "ü\ttab \n", "c": "on", "d": "0"}
     assert yaml.safe_load(gke.dump([odd])) == odd
+
+
+def test_stacks_of_every_host(kubectl, capsys, monkeypatch):
+    monkeypatch.setattr(gke, "STACKS_SECONDS", 0)
+    answers = [[0, "pod/a\npod/b", ""], [0, "", ""], [0, "", ""], [0, "Thread 1 of a", ""], [1, "", "b is gone"]]
+    (kubectl / "answers").write_text(json.dumps(answers))
+    assert launch("--stacks", "--name=job") == 0
+    assert [words[0] for words, _ in calls(kubectl)] == ["get", "exec", "exec", "logs", "logs"]
+    assert all(ASK_FOR_STACKS in words for words, _ in calls(kubectl)[1:3])
+    printed = capsys.readouterr().out
+    assert "--- pod/a\nThread 1 of a" in printed and "--- pod/b\nb is gone" in printed
+    (kubectl / "answers").write_text(json.dumps([[0, "", ""]]))
+    assert launch("--stacks", "--name=job") == 2
+    assert "No host of job is there" in capsys.readouterr().err

@@ -65,6 +65,16 @@ def test_a_chip_without_the_matrix_unit_is_refused(tmp_path, capsys):
     assert "v4 has no fp8 matrix unit" in capsys.readouterr().err
 
 
+def test_a_secret_in_a_config_goes_nowhere(tmp_path, capsys):
+    (tmp_path / "c.py").write_text(
+        f"from anygpt_jax.cli import load_config\ndef get_config():\n    c = load_config({str(CONFIGS / 'llama2_7b.py')!r})\n"
+        "    with c.unlocked():\n        c.api_key = 'sesame'\n    return c\n"
+    )
+    assert launch(*GKE, "--accelerator=v5p-128", config=tmp_path / "c.py") == 2
+    out, err = capsys.readouterr()
+    assert "named like a password" in err and "sesame" not in out + err
+
+
 def test_without_a_vocabulary_batches_are_checked(capsys, caplog):
     assert launch(*GKE, "--accelerator=v5p-128", "--config.train.batch_size=100") == 2
     assert "train.batch_size=100 must be a multiple" in capsys.readouterr().err

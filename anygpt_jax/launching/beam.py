@@ -22,7 +22,9 @@ RUNNERS = {"dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "Spark
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("dataflow, flink, spark", "the data side, a Beam job (--job=tokenize)")
-    group.add_argument("--image", help="the workers' container; or --worker-pool")
+    group.add_argument(
+        "--image", help="the workers' container (launch/container/Dockerfile, target beam-worker); or --worker-pool"
+    )
     group.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenize at a time (1)")
     group.add_argument("--master", metavar="ADDRESS", help="Flink's HOST:8081 or Spark's spark://HOST:7077")
     group.add_argument("--job-endpoint", metavar="ADDRESS", help="of a job server that runs, instead of --master")

@@ -22,6 +22,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.launching.job import Job
 from anygpt_jax.launching.policy import USER_ERROR
 from anygpt_jax.launching.shell import Command, call
+from anygpt_jax.launching.tpu_vm_hosts import ASK_FOR_STACKS
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ PORTS = (8471, 8080, 8431, 8482)
 # Hosts must see at once what others wrote: no cached metadata. A bucket without folders of its own renames by copying.
 MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,rename-dir-limit=1000000"
 POLL_SECONDS = 30.0
+STACKS_SECONDS = 3  # until they are in the log
 PATIENCE = 20  # polls without an answer, after which the cluster is given up
 
 
@@ -49,10 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the container's user (1000); 0, root, for nodes that open their TPUs to root alone",
     )  # fmt: skip
     group.add_argument("--detach", action="store_true", help="submit, and do not wait for the end")
+    group.add_argument("--stacks", action="store_true", help="print what all hosts of the running job are doing")
 
 
 def run(job: Job, args: argparse.Namespace) -> None:
     """Submits the job and waits for its end. UserError if it fails, or kubectl does."""
+    if args.stacks:
+        stacks(job, args)
+        return
     apply = Command(("kubectl", "apply", "-f", "-"), dump(manifest(job, args)), "submit")
     if args.dry_run:
         print("\n".join(command.shown() for command in (apply, *others(job, args))))
@@ -80,6 +86,34 @@ def others(job: Job, args: argparse.Namespace) -> tuple[Command, ...]:
         ),
         Command(("kubectl", "delete", f"jobset/{job.name}", f"configmap/{job.name}", space), why="end it"),
     )
+
+
+def stacks(job: Job, args: argparse.Namespace) -> None:
+    """Prints what every Python thread of every host is doing, and changes nothing. UserError if no host is there."""
+    space = f"--namespace={args.namespace}"
+    of_job = f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
+    listed = Command(("kubectl", "get", "pods", space, of_job, "--output=name"), why="of each of them:")
+
+    def of_host(host: str) -> tuple[Command, Command]:
+        inside = (space, host, f"--container={CONTAINER}")
+        return (
+            Command(("kubectl", "exec", *inside, "--", "sh", "-c", ASK_FOR_STACKS)),
+            Command(("kubectl", "logs", *inside, f"--since={STACKS_SECONDS * 3}s"), why="some seconds later"),
+        )
+
+    if args.dry_run:
+        print("\n".join(command.shown() for command in (listed, *of_host("POD"))))
+        return
+    outcome = call(listed, 60)
+    hosts = outcome.output.split()
+    if outcome.code or not hosts:
+        raise UserError(f"No host of {job.name} is there: {outcome.error.strip() or 'kubectl lists none'}.")
+    for host in hosts:
+        call(of_host(host)[0], 60)
+    time.sleep(STACKS_SECONDS)
+    for host in hosts:
+        said = call(of_host(host)[1], 60)
+        print(f"--- {host}\n{said.output.strip() or said.error.strip()}")
 
 
 def follow(job: Job, args: argparse.Namespace) -> None:

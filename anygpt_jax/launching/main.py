@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import pathlib
 import re
@@ -61,6 +62,7 @@ def add_arguments_for(parser: argparse.ArgumentParser, argv: Sequence[str]) -> N
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts} must be at least 0.")
+    refuse_secrets(config)
     name = args.name or default_name(config.workdir, args.job)
     accelerator = _accelerator(args)
     require_arguments(args.job, args.arguments)
@@ -68,6 +70,15 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         config = for_slices(config, args.job, args.arguments, accelerator, args.vocab_size)
     job = Job(name, args.job, config, tuple(args.arguments), accelerator, args.max_restarts)
     importlib.import_module(TARGETS[args.target]).run(job, args)
+
+
+def refuse_secrets(config: ml_collections.ConfigDict) -> None:
+    """UserError for a value named like a password: the config goes into manifests and onto hosts as it is."""
+    from anygpt_jax.training.run_folder import masked
+
+    values = json.loads(config.to_json_best_effort())
+    if masked(values) != values:
+        raise UserError("The config holds a value that is named like a password; name an environment variable instead.")
 
 
 def default_name(workdir: str, verb: str) -> str:

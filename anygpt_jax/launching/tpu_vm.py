@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tpu-vm", "Cloud TPU queued resources; needs `gcloud`, logged in")
     group.add_argument("--zone", metavar="ZONE", help="where the TPUs are, as us-east5-a")
     group.add_argument("--project", default="", metavar="ID", help="default: gcloud's own")
-    group.add_argument("--image", metavar="IMAGE", help="built with EXTRAS=data,tpu (launch/container/Dockerfile)")
+    group.add_argument("--image", metavar="IMAGE", help="the trainer's container (launch/container/Dockerfile)")
     group.add_argument("--bucket", metavar="NAME", help=f"mounted as {tpu_vm_hosts.BUCKET}; the workdir lies in it")
     group.add_argument("--service-account", default="", metavar="EMAIL", help="of the VMs; default: Compute Engine's")
     tier = group.add_mutually_exclusive_group()
