@@ -68,6 +68,7 @@ DEV = [
     "kubeflow-trainer-api",  # the schemas of JobSets, and of Kubernetes' own kinds
     "kubernetes-validate",
     "mypy",
+    "pdoc",  # the API reference, launch/reference.sh
     "playwright",  # the server's page in a browser, where one is installed
     "pre-commit",
     "pytest",

@@ -31,6 +31,7 @@ LONGEST = (
     "test_planning_compile",
     "test_convert_gguf",
     "test_hosts",
+    "test_docs",
 )
 
 REAL = (base._entry_points, TextTokenizer.__dict__["load"])

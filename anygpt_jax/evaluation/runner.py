@@ -172,6 +172,7 @@ class Evaluation:
         """The score of other examples' right answers."""
         with_truth = [e for e in self._read(name, self.config.evaluate.split) if e.target]
         pool = with_truth or [e for e in self.pool(target) if pairs.fits(e.attributes, asked.targets)]
+        pool = pool or self.pool(target)  # a small split may have none that fits
         answers = [(e.key, e.load_target(self.tokenizers)) for e in pool[: max(self.config.evaluate.examples, 16)]]
         return chance_scores(self._metric(name), asked.targets, asked.keys, answers, seed=self.config.seed)
 
