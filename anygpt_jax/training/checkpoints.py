@@ -92,12 +92,13 @@ class Checkpoints:
         keep = self.settings.keep
         # Orbax's own barrier of the thread that saves: a process's files are written when it comes there.
         self._barrier = ocp.multihost.get_barrier_sync_fn()
+        if not read_only:  # Orbax would do it in a thread, and another one that opens the folder meanwhile would fail
+            by_first(functools.partial(folders.clean, self.directory))
         with explained(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     create=not read_only,
-                    cleanup_tmp_directories=not read_only,
                     save_root_metadata=False,
                     preservation_policy=keep.policy(),
                     best_fn=lambda metrics: metrics[keep.metric],  # without one Orbax writes no metrics
@@ -112,7 +113,7 @@ class Checkpoints:
         self._copying: concurrent.futures.ThreadPoolExecutor | None = None
         if self._mirror is not None and not read_only and multihost.leads():
             self._copying = concurrent.futures.ThreadPoolExecutor(1, "checkpoint_mirror")
-            self._copying.submit(mirror.clean, self._mirror)
+            self._copying.submit(folders.clean, self._mirror)
             if steps := folders.final_steps(self.directory):  # what a run that was killed did not come to copy
                 self._copying.submit(self._bring, steps[-1])
 

@@ -8,11 +8,14 @@ STEP.left                    set aside: the run went back to an older one, and o
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
 from etils import epath
 from orbax.checkpoint import path as ocp_path
+
+log = logging.getLogger(__name__)
 
 COMMITTED = "commit_success.txt"
 DAMAGED = ".damaged"
@@ -53,6 +56,17 @@ def steps_in(directory: epath.Path) -> Iterator[epath.Path]:
 def final_steps(directory: epath.Path) -> list[int]:
     """In order. A folder that is there but lacks files is among them."""
     return sorted(int(path.name) for path in steps_in(directory) if path.name.isdigit() and is_final(path))
+
+
+def clean(directory: epath.Path) -> None:
+    """Removes what was being written when a run was killed. What was set aside stays."""
+    for path in list(steps_in(directory)):
+        if DAMAGED in path.name or LEFT in path.name or (path.name.isdigit() and is_final(path)):
+            continue
+        try:
+            path.rmtree()
+        except OSError as e:
+            log.warning("%s was never finished and cannot be removed: %s", path, e)
 
 
 def set_aside(path: epath.Path, why: str = DAMAGED) -> epath.Path:

@@ -56,17 +56,6 @@ def _copy_file(source: epath.Path, target: epath.Path) -> str:
     return found.hexdigest()
 
 
-def clean(directory: epath.Path) -> None:
-    """Removes what was being copied when a run was killed."""
-    for path in list(folders.steps_in(directory)):
-        if folders.DAMAGED in path.name or (path.name.isdigit() and folders.is_final(path)):
-            continue
-        try:
-            path.rmtree()
-        except OSError as e:
-            log.warning("%s was never finished and cannot be removed: %s", path, e)
-
-
 def bring(step: int, source: epath.Path, mirror: epath.Path, retention: Retention) -> None:
     """Copies one step and removes what the mirror's retention no longer keeps. Says what went wrong; raises nothing."""
     target = mirror / str(step)
