@@ -107,7 +107,9 @@ def run(evaluation: Evaluation, task: str = TASK) -> dict[str, Any] | None:
         entry["music"] = judge_media("music", MUSIC_ATTRIBUTES, metrics.music_attributes, turns, answers, media)
         entry["own_words"] = judge_own_words(answers, media)
         entry["facts"] = judge_facts(turns, answers, media)
-        entry["chain"] = judge_chain(turns, answers, media, evaluation.config.tokenize.get("heard") or "")
+        spoken = [t.truth if t.attributes.get("spoken") else () for t in turns]
+        truths = decode(evaluation.trained, [tuple(s for s in truth if s.modality == "speech") for truth in spoken])
+        entry["chain"] = judge_chain(turns, answers, media, truths, evaluation.config.tokenize.get("heard") or "")
     entry["seconds"] = round(time.monotonic() - began, 1)
     _keep(predictions, evaluation, turns, answers, media)
     predictions.finish(entry, recipe)
@@ -199,10 +201,17 @@ def judge_facts(
 
 
 def judge_chain(
-    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]], heard: str
+    turns: Sequence[LastTurn],
+    answers: Sequence[Answer],
+    media: Sequence[Sequence[Any]],
+    truths: Sequence[Sequence[Any]],
+    heard: str,
 ) -> dict[str, Any]:
     """Of answers to speech: word error rates of the transcript that they begin with (as `heard` has it), and of what a
-    recognizer hears in their speech against the text before it. An answer without the one or the other has all wrong."""
+    recognizer hears in their speech against the text before it. An answer without the one or the other has all wrong.
+
+    `truths` are the true answers' speech as the tokenizer leaves it: what is heard in that is the best there can be.
+    """
     spoken = [i for i, turn in enumerate(turns) if turn.attributes.get("spoken")]
     if not spoken or not heard:
         return {"n": 0}
@@ -218,12 +227,15 @@ def judge_chain(
     said = iter(hear([sound for sound in sounds if sound is not None]))
     agreed = [None if sound is None else next(said) for sound in sounds]
     asked = [{"text": turns[i].attributes["asked"]} for i in spoken]
+    true = [i for i in spoken if truths[i]]
+    true_text = [{"text": turns[i].attributes["answer_text"]} for i in true]
     wanted = [{"text": r or turns[i].attributes["answer_text"]} for r, i in zip(replies, spoken, strict=True)]
     return {
         "n": len(spoken),
         "recognizer": f"whisper {whisper.size}" if whisper else "pocketsphinx",
         "transcript_wer": metrics.word_error_rate(asked, transcripts)["wer"],
         "speech_wer": metrics.word_error_rate(wanted, [text or "" for text in agreed])["wer"],
+        "speech_wer_of_truth": metrics.word_error_rate(true_text, list(hear([truths[i][0] for i in true])))["wer"],
     }
 
 
