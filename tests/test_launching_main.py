@@ -75,6 +75,19 @@ def test_a_secret_in_a_config_goes_nowhere(tmp_path, capsys):
     assert "named like a password" in err and "sesame" not in out + err
 
 
+@pytest.mark.parametrize("value", ["pathlib.Path('cache')", "{1, 2}"])
+@pytest.mark.parametrize("target", [("gke", "--image=i", "--bucket=b", "--accelerator=v5e-8"), ("slurm",)])
+def test_a_value_that_would_come_out_as_another_is_refused(value, target, tmp_path, capsys):
+    (tmp_path / "c.py").write_text(
+        "import pathlib\nfrom anygpt_jax.cli import load_config\ndef get_config():\n"
+        f"    c = load_config({str(CONFIGS / 'llama2_7b.py')!r})\n"
+        f"    with c.unlocked():\n        c.odd = {value}\n    return c\n"
+    )
+    assert launch(f"--target={target[0]}", *target[1:], "--dry-run", config=tmp_path / "c.py") == 2
+    out, err = capsys.readouterr()
+    assert "The config cannot be written into a file" in err and not out
+
+
 def test_without_a_vocabulary_batches_are_checked(capsys, caplog):
     assert launch(*GKE, "--accelerator=v5p-128", "--config.train.batch_size=100") == 2
     assert "train.batch_size=100 must be a multiple" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -79,7 +81,8 @@ def test_it_comes_back_as_every_job_does(codes, first, restarts, slurm, monkeypa
     assert (code == 0) == (verdict is Verdict.DONE)
     if verdict is Verdict.RESTART:
         assert (slurm / "scontrol").read_text() == "requeue 7\n"
-    command = "train --config=a run/logs/launch/config.py"
+    (config,) = (slurm / "a run" / "logs" / "launch" / "a-run").glob("config-*.py")
+    command = f"train --config={config.relative_to(slurm)}"
     ran = [i for i, of_task in enumerate(codes.split()) if of_task != "killed"]
     told = (slurm / "anygpt").read_text().splitlines() if ran else []
     assert told == [f"{i} {command}" for i in ran]
@@ -87,7 +90,8 @@ def test_it_comes_back_as_every_job_does(codes, first, restarts, slurm, monkeypa
 
 def test_the_script(slurm, capsys):
     workdir = slurm / "run"
-    more = ("--gpus-per-node=4", "--sbatch=--partition=long", "--sbatch=--comment=two words", "--grace=120")
+    more = ("--gpus-per-node=4", "--sbatch=--partition=long", "--sbatch=--comment=two words", "--grace=120",
+            "--config.train.batch_size=12")  # fmt: skip
     assert launch(workdir, "--nodes=3", *more, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert not workdir.exists()
@@ -97,19 +101,62 @@ def test_the_script(slurm, capsys):
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
     assert directives == [
         "--job-name=a-run", "--nodes=3", "--ntasks-per-node=1", "--requeue", "--open-mode=append",
-        "--signal=TERM@120", f"--output={workdir}/logs/launch/slurm-%j.txt", "--partition=long",
+        "--dependency=singleton", "--signal=TERM@120", f"--output={workdir}/logs/launch/a-run/slurm-%j.txt",
+        "--partition=long",
         "'--comment=two words'", "--gpus-per-node=4",
     ]  # fmt: skip
     assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3" in script
-    config = (workdir / "logs" / "launch" / "config.py").read_text()
-    assert cli.load_config(str(workdir / "logs" / "launch" / "config.py")).multihost is True
+    (path,) = workdir.rglob("config-*.py")
+    config = path.read_text()
+    loaded = cli.load_config(str(path))
+    assert (loaded.multihost, loaded.mesh.fsdp) == (True, 12)
 
     (slurm / "submitted").unlink()
-    for path in workdir.rglob("config.py"):
-        path.unlink()
+    path.unlink()
     subprocess.run(["bash", "-e"], input=shown, text=True, check=True, capture_output=True)  # does the same
     assert (slurm / "submitted").read_text() == script
-    assert (workdir / "logs" / "launch" / "config.py").read_text() == config
+    assert path.read_text() == config
+
+
+def test_a_task_outlives_the_signal_on_which_it_saves(slurm):
+    (slurm / "bin" / "anygpt").write_text(
+        '#!/bin/bash\ntrap \'sleep 1; touch "$CALLS/saved"; exit 143\' TERM\ntouch "$CALLS/started"\n'
+        "while true; do sleep 0.05; done\n"
+    )
+    (slurm / "bin" / "srun").write_text('#!/bin/bash\nshift\nexec "$@"\n')
+    assert launch(slurm / "run") == 0
+    words = (slurm / "submitted").read_text().splitlines()
+    (line,) = [line for line in words if line.startswith("srun ")]
+    # A session of its own is a group of its own: bash and anygpt get the signal alike, as in a step of Slurm.
+    task = subprocess.Popen(["bash", "-c", f"failed={slurm}/mark; exec {line}"], start_new_session=True)
+    until = time.monotonic() + 30
+    while not (slurm / "started").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(task.pid, signal.SIGTERM)
+    assert task.wait(30) == 143
+    assert (slurm / "saved").exists()
+    assert not (slurm / "mark").exists()
+
+
+def test_jobs_of_one_workdir_leave_each_other_alone(slurm):
+    environment = {**os.environ, "CODES": "2", "SLURM_JOB_ID": "7"}
+    scripts = []
+    for name, seed in (("a-run", 1), ("a-run", 2), ("another", 1)):
+        assert launch(slurm / "run", f"--name={name}", f"--config.seed={seed}") == 0
+        scripts.append((slurm / "submitted").read_text())
+    seeds = []
+    for script in scripts:
+        subprocess.run(["bash"], input=script, text=True, env=environment, check=False)
+        config = (slurm / "anygpt").read_text().splitlines()[-1].partition("--config=")[2]
+        seeds.append(cli.load_config(config).seed)
+    assert seeds == [1, 2, 1]
+    # The first one's user error, and the same script as another job, which requeues itself when it is killed.
+    (slurm / "scontrol").unlink(missing_ok=True)
+    other = environment | {"CODES": "killed", "SLURM_JOB_ID": "8"}
+    subprocess.run(["bash"], input=scripts[0], text=True, env=other, check=False)
+    assert (slurm / "scontrol").read_text() == "requeue 8\n"
+    marks = sorted(str(path.relative_to(slurm / "run")) for path in (slurm / "run").rglob("user_error-*"))
+    assert marks == ["logs/launch/a-run/user_error-7", "logs/launch/another/user_error-7"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +166,9 @@ def test_the_script(slurm, capsys):
         (("--nodes=2", "--job=evaluate"), "Several processes share the work of `evaluate` with --tasks only"),
         (("--nodes=2", "--job=tokenize"), "--job=tokenize would run 2 times over"),
         (("--accelerator=v5p-8",), "--target=slurm has no TPUs"),
+        (("--nodes=2", "--gpus-per-node=4"), "train.batch_size=2 must be a multiple"),
+        (("--gpus-per-node=4", "--config.mesh.fsdp=2"), "config.mesh is 2 devices, and there are 4"),
+        (("--gpus-per-node=2", "--vocab-size=50000", "--config.model.n_heads=7"), "n_heads"),
     ],
 )
 def test_what_cannot_be_is_said(arguments, said, tmp_path, capsys):

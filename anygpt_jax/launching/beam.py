@@ -7,7 +7,6 @@ come after these, and so prevail.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import shlex
 import sys
 
@@ -44,7 +43,7 @@ def run(job: Job, args: argparse.Namespace) -> None:
     config.tokenize.runner = runner
     config.tokenize.runner_options = (*options, *config.tokenize.runner_options)
     frozen = Job(job.name, job.verb, config, job.arguments)
-    path = pathlib.Path(config.workdir) / "logs" / "launch" / "config.py"
+    path = frozen.config_path()
     if args.dry_run:
         put = Command(("cp", "/dev/stdin", str(path)), frozen.config_file(), "the config, as it is now")
         print(f"mkdir -p {shlex.quote(str(path.parent))}\n{put.shown()}\n{frozen.command(str(path))}")

@@ -1,40 +1,26 @@
-"""`--target=gke`: a JobSet on Google Kubernetes Engine, one child Job a slice, one pod a host.
-
-GKE's webhook gives the pods of an Indexed Job with a headless service (JobSet makes it) TPU_WORKER_ID and
-TPU_WORKER_HOSTNAMES, and those of a JobSet of several slices MEGASCALE_COORDINATOR_ADDRESS, _NUM_SLICES and _SLICE_ID;
-`jax.distributed.initialize()` reads them (jax/_src/clusters/cloud_tpu_cluster.py), so that the manifest sets none. API:
-jobset.sigs.k8s.io (v1alpha2); labels: cloud.google.com/kubernetes-engine/docs/how-to/tpus and …/tpu-multislice; volume:
-…/how-to/cloud-storage-fuse-csi-driver-ephemeral.
-"""
+"""`--target=gke`: a JobSet on Google Kubernetes Engine, applied with kubectl and watched until its end."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import pathlib
+import math
+import textwrap
 import time
-from typing import Any
-
-import yaml
+from concurrent.futures import ThreadPoolExecutor
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.launching.job import Job
-from anygpt_jax.launching.policy import USER_ERROR
+from anygpt_jax.launching.jobset import BUCKET, CONTAINER, LABEL, dump, manifest
 from anygpt_jax.launching.shell import Command, call
 from anygpt_jax.launching.tpu_vm_hosts import ASK_FOR_STACKS
 
 log = logging.getLogger(__name__)
 
-BUCKET = pathlib.PurePosixPath("/bucket")  # where pods have it
-CONFIG = "/config/config.py"
-CONTAINER = "anygpt"
-# TPU hosts among each other, the coordinator of several slices, the TPU runtime's metrics, jax's coordinator.
-PORTS = (8471, 8080, 8431, 8482)
-# Hosts must see at once what others wrote: no cached metadata. A bucket without folders of its own renames by copying.
-MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,rename-dir-limit=1000000"
 POLL_SECONDS = 30.0
 STACKS_SECONDS = 3  # until they are in the log
+HOSTS_AT_ONCE = 32
 PATIENCE = 20  # polls without an answer, after which the cluster is given up
 
 
@@ -47,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--spot", action="store_true", help="on Spot machines")
     group.add_argument("--grace", type=int, default=600, metavar="SECONDS", help="that a save may take (600)")
     group.add_argument(
-        "--uid", type=int, default=1000, metavar="N",
-        help="the container's user (1000); 0, root, for nodes that open their TPUs to root alone",
+        "--uid", type=int, default=0, metavar="N",
+        help="the container's user (0, root, who alone may raise the limit of locked memory and open the TPUs' devices)",
     )  # fmt: skip
     group.add_argument("--detach", action="store_true", help="submit, and do not wait for the end")
     group.add_argument("--stacks", action="store_true", help="print what all hosts of the running job are doing")
@@ -60,15 +46,25 @@ def run(job: Job, args: argparse.Namespace) -> None:
         stacks(job, args)
         return
     apply = Command(("kubectl", "apply", "-f", "-"), dump(manifest(job, args)), "submit")
+    slices = job.accelerator
+    assert slices is not None  # main.py sees to it
+    log.info(
+        "Needs node pools in the cluster, one a slice: %d of %d %s with topology %s.",
+        slices.slices, slices.hosts, slices.machine, slices.shape,
+    )  # fmt: skip
     if args.dry_run:
-        print("\n".join(command.shown() for command in (apply, *others(job, args))))
+        print("\n".join((apply.shown(), *(comment(command) for command in others(job, args)))))
         return
     outcome = call(apply, 120)
     if outcome.code:
-        raise UserError(f"kubectl did not take the job: {outcome.error.strip()}")
+        end = others(job, args)[-1].shown().splitlines()[-1]
+        raise UserError(
+            f"kubectl did not take the job: {outcome.error.strip()}. A job of this name with another config or image must "
+            f"be ended first: {end}"
+        )
     print(outcome.output.rstrip())
     for command in others(job, args):
-        print(command.shown())
+        print(comment(command))
     if not args.detach:
         follow(job, args)
 
@@ -84,36 +80,47 @@ def others(job: Job, args: argparse.Namespace) -> tuple[Command, ...]:
             ("kubectl", "logs", space, f"--selector={first}", f"--container={CONTAINER}", "--follow", "--tail=-1"),
             why="what the first host says",
         ),
-        Command(("kubectl", "delete", f"jobset/{job.name}", f"configmap/{job.name}", space), why="end it"),
+        Command(("kubectl", "delete", "jobsets,configmaps", space, f"--selector={LABEL}={job.name}"), why="end it"),
     )
+
+
+def comment(command: Command) -> str:
+    """For the reader of a script, who may want it later."""
+    return textwrap.indent(command.shown(), "# ", lambda line: not line.startswith("#"))
 
 
 def stacks(job: Job, args: argparse.Namespace) -> None:
     """Prints what every Python thread of every host is doing, and changes nothing. UserError if no host is there."""
     space = f"--namespace={args.namespace}"
     of_job = f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
-    listed = Command(("kubectl", "get", "pods", space, of_job, "--output=name"), why="of each of them:")
+    listed = Command(("kubectl", "get", "pods", space, of_job, "--output=name"), why="the hosts")
 
-    def of_host(host: str) -> tuple[Command, Command]:
+    def ask(host: str) -> Command:
         inside = (space, host, f"--container={CONTAINER}")
-        return (
-            Command(("kubectl", "exec", *inside, "--", "sh", "-c", ASK_FOR_STACKS)),
-            Command(("kubectl", "logs", *inside, f"--since={STACKS_SECONDS * 3}s"), why="some seconds later"),
-        )
+        return Command(("kubectl", "exec", *inside, "--", "sh", "-c", ASK_FOR_STACKS), why="for each POD of them")
+
+    def read(host: str, seconds: int) -> Command:
+        inside = (space, host, f"--container={CONTAINER}")
+        return Command(("kubectl", "logs", *inside, f"--since={seconds}s"), why="some seconds later")
+
+    def said(host: str) -> str:
+        began = time.monotonic()
+        call(ask(host), 60)
+        time.sleep(STACKS_SECONDS)
+        # A second more, because of the node's clock, and one for rounding.
+        outcome = call(read(host, math.ceil(time.monotonic() - began) + 2), 60)
+        return f"--- {host}\n{outcome.output.strip() or outcome.error.strip()}"
 
     if args.dry_run:
-        print("\n".join(command.shown() for command in (listed, *of_host("POD"))))
+        print("\n".join((listed.shown(), comment(ask("POD")), comment(read("POD", STACKS_SECONDS + 2)))))
         return
     outcome = call(listed, 60)
     hosts = outcome.output.split()
     if outcome.code or not hosts:
         raise UserError(f"No host of {job.name} is there: {outcome.error.strip() or 'kubectl lists none'}.")
-    for host in hosts:
-        call(of_host(host)[0], 60)
-    time.sleep(STACKS_SECONDS)
-    for host in hosts:
-        said = call(of_host(host)[1], 60)
-        print(f"--- {host}\n{said.output.strip() or said.error.strip()}")
+    with ThreadPoolExecutor(HOSTS_AT_ONCE) as pool:
+        for text in pool.map(said, hosts):
+            print(text)
 
 
 def follow(job: Job, args: argparse.Namespace) -> None:
@@ -136,7 +143,7 @@ def follow(job: Job, args: argparse.Namespace) -> None:
             )
         conditions = {c["type"]: c for c in (status or {}).get("conditions", []) if c.get("status") == "True"}
         if "Completed" in conditions:
-            log.info("%s is done.", job.name)
+            log.info("%s is done. Its node pools are yours, and cost money while they have nodes.", job.name)
             return
         if "Failed" in conditions:
             why = conditions["Failed"].get("message", "no reason given")
@@ -145,129 +152,3 @@ def follow(job: Job, args: argparse.Namespace) -> None:
             log.warning("Restart %d of at most %d.", now, job.max_restarts)
             restarts = now
         time.sleep(POLL_SECONDS)
-
-
-def manifest(job: Job, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The config's ConfigMap and the JobSet, as Kubernetes' API has them. UserError for what GKE cannot do."""
-    slices = job.accelerator
-    assert slices is not None  # main.py sees to it
-    if slices.slices > 1 and slices.hosts == 1:
-        raise UserError(f"GKE joins slices of several hosts only, and {slices.name} is one; take larger slices.")
-    workdir = pathlib.PurePosixPath(job.config.workdir)
-    if workdir.is_absolute() and not workdir.is_relative_to(BUCKET):
-        raise UserError(f"--workdir {workdir} must lie in the bucket, {BUCKET}/…, or be relative to it.")
-    if args.grace < 1 or args.uid < 0:
-        raise UserError("--grace must be at least 1, --uid at least 0.")
-    config = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": job.name, "namespace": args.namespace},
-        "immutable": True,
-        "data": {pathlib.PurePosixPath(CONFIG).name: job.config_file()},
-    }
-    policy = {
-        "maxRestarts": job.max_restarts,
-        "restartStrategy": "BlockingRecreate",  # no pod of the last start answers to a name of the next
-        # A Job fails by its pod failure policy only if a host ended with a UserError: it would come again.
-        "rules": [{"name": "userError", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
-    }
-    slice_job = {
-        "completionMode": "Indexed",
-        "completions": slices.hosts,
-        "parallelism": slices.hosts,
-        "backoffLimit": 0,  # a host alone cannot come back: the whole set starts again
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [USER_ERROR]},
-                }
-            ]
-        },
-        "template": pod(job, args),
-    }
-    jobset = {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
-        "kind": "JobSet",
-        "metadata": {
-            "name": job.name,
-            "namespace": args.namespace,
-            # A slice is a node pool of its own.
-            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
-        },
-        "spec": {
-            "failurePolicy": policy,
-            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            "replicatedJobs": [{"name": "slice", "replicas": slices.slices, "template": {"spec": slice_job}}],
-        },
-    }
-    return [config, jobset]
-
-
-def pod(job: Job, args: argparse.Namespace) -> dict[str, Any]:
-    """The template of a host's pod."""
-    slices = job.accelerator
-    assert slices is not None
-    user = args.uid
-    spot = {"cloud.google.com/gke-spot": "true"} if args.spot else {}
-    tolerations: list[dict[str, str]] = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
-    tolerations += [{"key": k, "operator": "Equal", "value": v, "effect": "NoSchedule"} for k, v in spot.items()]
-    container = {
-        "name": CONTAINER,
-        "image": args.image,
-        "command": [word.replace("$(", "$$(") for word in job.argv(CONFIG)],  # Kubernetes would expand $(NAME)
-        "workingDir": str(BUCKET),  # the config's relative paths lie in the bucket
-        "env": [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}],  # without its TPU a host fails, and is no slow CPU
-        "ports": [{"containerPort": port} for port in PORTS],
-        "resources": {"limits": {"google.com/tpu": slices.chips_per_host}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [
-            {"name": "config", "mountPath": str(pathlib.PurePosixPath(CONFIG).parent), "readOnly": True},
-            {"name": "bucket", "mountPath": str(BUCKET)},
-        ],
-    }
-    attributes = {"bucketName": args.bucket, "mountOptions": f"{MOUNT_OPTIONS},uid={user},gid={user}"}
-    spec = {
-        "restartPolicy": "Never",
-        # Only training has something to save. A Spot machine gives less, whatever is said here (docs/launching.md).
-        "terminationGracePeriodSeconds": args.grace if job.verb == "train" else 30,
-        "shareProcessNamespace": True,  # process 1 would not hear SIGTERM until jax listens for it
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": slices.family.gke_label,
-            "cloud.google.com/gke-tpu-topology": slices.shape,
-            **spot,
-        },
-        "tolerations": tolerations,
-        "securityContext": {
-            "runAsNonRoot": user != 0,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": [
-            {"name": "config", "configMap": {"name": job.name}},
-            {"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}},
-        ],
-    }
-    if args.service_account:
-        spec["serviceAccountName"] = args.service_account
-    # The sidecar that mounts the bucket may use what the host has.
-    limits = {f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")}
-    return {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true", **limits}}, "spec": spec}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines are written as such."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
-def dump(documents: list[dict[str, Any]]) -> str:
-    """As `kubectl apply` reads it."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=10**9, allow_unicode=True)

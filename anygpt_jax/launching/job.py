@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import pathlib
 import re
 import shlex
 from typing import Any
@@ -47,7 +49,15 @@ class Job:
 
     def config_file(self) -> str:
         """A Python file with get_config(): what the hosts run does not change when the submitter's files do."""
-        return _CONFIG.format(name=self.name, text=json.dumps(_plain(self.config), sort_keys=True))
+        return _CONFIG.format(name=self.name, text=json.dumps(plain(self.config), sort_keys=True))
+
+    def digest(self) -> str:
+        """Of the config's file: another one is another file's, and never takes its place."""
+        return hashlib.sha256(self.config_file().encode()).hexdigest()[:8]
+
+    def config_path(self) -> pathlib.Path:
+        """Where jobs that read it from the workdir have it: what is submitted later changes nothing for them."""
+        return pathlib.Path(self.config.workdir) / "logs" / "launch" / self.name / f"config-{self.digest()}.py"
 
     def argv(self, config_path: str) -> list[str]:
         return ["anygpt", self.verb, f"--config={config_path}", *self.arguments]
@@ -56,5 +66,12 @@ class Job:
         return shlex.join(self.argv(config_path))
 
 
-def _plain(config: ml_collections.ConfigDict) -> Any:
-    return json.loads(config.to_json_best_effort())
+def plain(config: ml_collections.ConfigDict) -> Any:
+    """As JSON has it. UserError for values that JSON has not."""
+    try:
+        return json.loads(config.to_json())
+    except TypeError as e:
+        kind = str(e).partition(". ")[0]
+        raise UserError(
+            f"The config cannot be written into a file: {kind}; a config has numbers, texts, lists and dictionaries."
+        ) from e

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
+import math
 import pathlib
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import ml_collections
 
 from anygpt_jax.cache import load_vocabulary
 from anygpt_jax.errors import UserError
-from anygpt_jax.launching.job import VERBS, Job
+from anygpt_jax.launching.job import VERBS, Job, plain
 from anygpt_jax.planning.accelerators import Accelerator
 from anygpt_jax.vocabulary import Vocabulary
 
@@ -76,7 +76,7 @@ def refuse_secrets(config: ml_collections.ConfigDict) -> None:
     """UserError for a value named like a password: the config goes into manifests and onto hosts as it is."""
     from anygpt_jax.training.run_folder import masked
 
-    values = json.loads(config.to_json_best_effort())
+    values = plain(config)
     if masked(values) != values:
         raise UserError("The config holds a value that is named like a password; name an environment variable instead.")
 
@@ -134,16 +134,42 @@ def for_slices(
     topology = accelerator.topology
     found.mesh = ml_collections.ConfigDict(mesh_axes(found.mesh, topology))
     problems = quantization_problems(found.model.get("quantization", "none"), topology)
-    vocabulary = known_vocabulary(found, vocab_size)
-    if vocabulary is None:
-        problems += checks.batch_problems(found.train, found.mesh)
-        log.warning(
-            "There is no token cache in %s: the model's sizes are not checked; see --vocab-size.", found.workdir
-        )
-    else:
-        problems += checks.config_problems(found, vocabulary, topology.devices)
-    checks.refuse(problems)
+    checks.refuse(problems + problems_of(found, topology.devices, vocab_size))
     return found
+
+
+def for_devices(
+    config: ml_collections.ConfigDict, verb: str, devices: int, vocab_size: int | None
+) -> ml_collections.ConfigDict:
+    """The config as it runs on so many GPUs: a mesh of one device becomes FSDP. UserError of all that is wrong with it."""
+    found = ml_collections.ConfigDict(config.to_dict())
+    if verb != "train" or found.get("kind") != "decoder":
+        return found
+    from anygpt_jax.model.sharding import mesh_shape
+    from anygpt_jax.training import checks
+
+    mesh, problems = mesh_shape(found.mesh), []
+    size = math.prod(mesh.values())
+    if size == 1:
+        found.mesh = ml_collections.ConfigDict(mesh | {"fsdp": devices})
+    elif size != devices:
+        problems = [
+            f"config.mesh is {size} devices, and there are {devices}; set --config.mesh.AXIS so that they agree."
+        ]
+    checks.refuse(problems or problems_of(found, devices, vocab_size))
+    return found
+
+
+def problems_of(config: ml_collections.ConfigDict, devices: int, vocab_size: int | None) -> list[str]:
+    """What `anygpt train` would refuse, as far as the vocabulary is known here."""
+    from anygpt_jax.model.sharding import mesh_problems, mesh_shape
+    from anygpt_jax.training import checks
+
+    vocabulary = known_vocabulary(config, vocab_size)
+    if vocabulary is not None:
+        return checks.config_problems(config, vocabulary, devices)
+    log.warning("There is no token cache in %s: the model's sizes are not checked; see --vocab-size.", config.workdir)
+    return mesh_problems(config.mesh, devices) or checks.batch_problems(config.train, mesh_shape(config.mesh))
 
 
 def known_vocabulary(config: ml_collections.ConfigDict, size: int | None) -> Vocabulary | None:

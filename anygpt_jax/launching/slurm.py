@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import shlex
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.launching.job import Job
-from anygpt_jax.launching.main import require_processes
+from anygpt_jax.launching.main import for_devices, require_processes
 from anygpt_jax.launching.policy import USER_ERROR
 from anygpt_jax.launching.shell import Command, call
 
+# Slurm signals every process of a task: its bash must outlive the SIGTERM on which anygpt saves, or srun would kill all.
 # srun tells the highest exit code of all tasks, which hides a 2 behind the 137 of the tasks it ends then: the task that
 # ends with 2 leaves a file. Slurm itself requeues what it preempts or loses with a node.
 _SCRIPT = """\
@@ -43,39 +45,40 @@ def run(job: Job, args: argparse.Namespace) -> None:
         raise UserError("--nodes and --grace must be at least 1, --gpus-per-node at least 0.")
     require_processes(job.config, job.verb, job.arguments, args.nodes)
     job.config.multihost = args.nodes > 1
-    folder = pathlib.Path(job.config.workdir) / "logs" / "launch"
-    config = folder / "config.py"
-    submit = Command(("sbatch",), script(job, args, folder), "submit")
+    if args.gpus_per_node:
+        config = for_devices(job.config, job.verb, args.nodes * args.gpus_per_node, args.vocab_size)
+        job = dataclasses.replace(job, config=config)
+    path = job.config_path()
+    submit = Command(("sbatch",), script(job, args, path), "submit")
     if args.dry_run:
-        put = Command(("cp", "/dev/stdin", str(config)), job.config_file(), "the config, as it is now")
-        print(f"mkdir -p {shlex.quote(str(folder))}\n{put.shown()}\n{submit.shown()}")
+        put = Command(("cp", "/dev/stdin", str(path)), job.config_file(), "the config, as it is now")
+        print(f"mkdir -p {shlex.quote(str(path.parent))}\n{put.shown()}\n{submit.shown()}")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    config.write_text(job.config_file(), encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(job.config_file(), encoding="utf-8")
     outcome = call(submit, 60)
     if outcome.code:
         raise UserError(f"sbatch did not take the job: {outcome.error.strip()}")
     print(outcome.output.rstrip())
 
 
-def script(job: Job, args: argparse.Namespace, folder: pathlib.Path) -> str:
-    """What sbatch takes; `folder` is of the workdir, which all nodes see."""
+def script(job: Job, args: argparse.Namespace, config: pathlib.Path) -> str:
+    """What sbatch takes; `config` lies in the workdir, which all nodes see."""
     options = [
         f"--job-name={job.name}", f"--nodes={args.nodes}", "--ntasks-per-node=1", "--requeue", "--open-mode=append",
-        f"--signal=TERM@{args.grace}", f"--output={folder}/slurm-%j.txt", *args.sbatch,
+        "--dependency=singleton",  # one after the other: two would write one workdir
+        f"--signal=TERM@{args.grace}", f"--output={config.parent}/slurm-%j.txt", *args.sbatch,
     ]  # fmt: skip
     environment = ""
     if args.gpus_per_node:
         options.append(f"--gpus-per-node={args.gpus_per_node}")
         devices = ",".join(map(str, range(args.gpus_per_node)))
         environment = f"export JAX_LOCAL_DEVICE_IDS={devices}  # jax would take one task for one GPU\n"
-    task = (
-        f'{job.command(str(folder / "config.py"))}; code=$?; [ "$code" -ne {USER_ERROR} ] || touch "$0"; exit "$code"'
-    )
+    task = f'trap : TERM; {job.command(str(config))}; code=$?; [ "$code" -ne {USER_ERROR} ] || touch "$0"; exit "$code"'
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {shlex.quote(option)}" for option in options),
         environment=environment,
-        failed=shlex.quote(str(folder / "user_error")),
+        failed=f'{shlex.quote(str(config.parent / "user_error"))}-"$SLURM_JOB_ID"',
         task=shlex.quote(task),
         max_restarts=job.max_restarts,
     )
