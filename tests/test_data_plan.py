@@ -150,7 +150,43 @@ def test_shards_are_closed_for_others_and_read_the_same(cache, monkeypatch):
             assert len(narrow._open) == 1
 
 
-def test_damaged_shards_are_named(tmp_path):
+class Unreliable:
+    """A reader that fails so many times, as of a mounted bucket."""
+
+    def __init__(self, monkeypatch, errors):
+        self.errors, self.real = errors, store.ArrayRecordReader
+        monkeypatch.setattr(store, "ArrayRecordReader", self)
+        monkeypatch.setattr(store, "READ_PAUSE", 0.0)
+
+    def __call__(self, *args, **kwargs):
+        self.reader = self.real(*args, **kwargs)
+        return self
+
+    def ok(self):
+        return True
+
+    def num_records(self):
+        return self.reader.num_records()
+
+    def read(self, *where):
+        if self.errors:
+            self.errors -= 1
+            raise RuntimeError("Input/output error")
+        return self.reader.read(*where)
+
+
+def test_an_error_of_the_mount_is_not_the_files(cache, monkeypatch):
+    wanted = np.array([0, 59, 3])
+    expected = Store(cache, "train").read("documents", wanted)
+    Unreliable(monkeypatch, store.READS - 1)
+    assert Store(cache, "train").read("documents", wanted) == expected
+    Unreliable(monkeypatch, 10**6)
+    with pytest.raises(OSError, match=r"is whole, but could not be read 3 times \(Input/output error"):
+        Store(cache, "train").read("documents", wanted)
+
+
+def test_damaged_shards_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "READ_PAUSE", 0.0)
     synthetic.write_cache(tmp_path)
     path = tmp_path / "documents/train/00001-of-00002.array_record"
     whole = path.read_bytes()

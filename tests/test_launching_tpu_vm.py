@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ import pytest
 from gcloud_stand_in import Cloud
 
 from anygpt_jax.errors import UserError
-from anygpt_jax.launching import queued_resources, tpu_vm, tpu_vm_hosts, tpu_vm_launcher
+from anygpt_jax.launching import queued_resources, shell, tpu_vm, tpu_vm_hosts, tpu_vm_launcher
 from anygpt_jax.launching.job import Job
 from anygpt_jax.launching.shell import Command, Outcome
 from anygpt_jax.planning.accelerators import Accelerator
@@ -60,7 +61,7 @@ def launch(cloud: Cloud, monkeypatch, of: Job, *flags: str, kill: random.Random 
 
     for module in (queued_resources, tpu_vm, tpu_vm_launcher):
         monkeypatch.setattr(module, "call", call)
-    launcher = tpu_vm.Launcher(tpu_vm.resource(of, arguments(*flags)), 0.0, "--keep" in flags)
+    launcher = tpu_vm.Launcher(tpu_vm.resource(of, arguments(*flags)), 0.0)
     try:
         tpu_vm.keep_at_work(launcher)
     except UserError as e:
@@ -148,13 +149,6 @@ def test_a_job_without_mishaps(monkeypatch, capsys) -> None:
     assert "step, " in capsys.readouterr().out  # the first worker's log
 
 
-def test_keep_leaves_the_slices_and_says_how_to_delete_them(monkeypatch, capsys) -> None:
-    cloud = Cloud(steps=2, workers=1)
-    assert launch(cloud, monkeypatch, job(), "--keep").error == ""
-    assert cloud.resource is not None and not cloud.deletes
-    assert "queued-resources delete x-7b --zone=z --quiet --force --async" in capsys.readouterr().out
-
-
 def only(cloud: Cloud, mishap: str, times: int = 1) -> Cloud:
     """With this mishap alone, as soon as it can be."""
     left = [times]
@@ -208,8 +202,10 @@ def test_another_config_of_the_same_name_is_refused(monkeypatch, capsys) -> None
     while [1, 0] not in cloud.starts:
         launch(cloud, monkeypatch, job(), kill=kill)
     launch(cloud, monkeypatch, job(), kill=random.Random(5))  # the same config goes on
-    assert "another config" in launch(cloud, monkeypatch, job(steps=7)).error
-    assert "exists as 1 × v5litepod-8, not as 1 × v5litepod-4" in launch(cloud, monkeypatch, job("v5e-4")).error
+    for other, what in ((job(steps=7), "another config"), (job("v5e-4"), "1 × v5litepod-8, not as 1 × v5litepod-4")):
+        error = launch(cloud, monkeypatch, other).error
+        assert what in error and "End it first: two jobs must not write one workdir." in error
+        assert error.endswith("queued-resources delete x-7b --zone=z --quiet --force --async")
     assert cloud.resource is not None and cloud.starts == [[1, 0]] and not cloud.violations
 
 
@@ -245,6 +241,39 @@ def test_answers_that_are_none(refusal: str, monkeypatch) -> None:
     assert refusal in said
     assert len(calls) == (queued_resources.TRIES if refusal.startswith("UNAV") or not refusal else 1)
     assert {argv[4] for argv in calls} == {"describe"}
+
+
+DENIED = "ERROR: (gcloud.compute.tpus.queued-resources.ssh) PERMISSION_DENIED: Permission denied on 'projects/p'"
+
+
+@pytest.mark.parametrize("verb", ["describe", "ssh", "delete", "create"])
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_refusals_are_not_believed_at_once_after_days(verb: str, for_ever: bool, monkeypatch, capsys) -> None:
+    cloud = only(Cloud(workers=1, steps=30), "preempted")
+    answer, refused = cloud.answer, []
+
+    def refuses(argv: list[str]) -> tuple[int, str, str]:
+        known = cloud.happened if verb in ("delete", "create") else cloud.starts
+        if argv[4] == verb and known and (for_ever or len(refused) < 4):
+            refused.append(argv)
+            return 1, "", DENIED
+        return answer(argv)
+
+    happens = cloud._mishap
+
+    def mishap(rng: random.Random, what: str) -> bool:
+        if found := bool(cloud.starts) and happens(rng, what):
+            cloud.happened.append(what)
+        return found
+
+    monkeypatch.setattr(cloud, "answer", refuses)
+    monkeypatch.setattr(cloud, "_mishap", mishap)
+    launched = launch(cloud, monkeypatch, job())
+    assert len(refused) >= (queued_resources.TRIES if for_ever else 4)
+    if for_ever:
+        assert "PERMISSION_DENIED" in launched.error and "queued-resources delete" in launched.error
+    else:
+        assert launched.error == "" and cloud.steps == 0 and cloud.resource is None
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -325,9 +354,12 @@ def test_what_cannot_be(of: Job, flags: tuple[str, ...], error: str) -> None:
 
 
 def dry_run(of: Job, *flags: str, capsys) -> list[list[str]]:
-    """The commands that the dry run shows, as bash understands them."""
+    """The commands that the dry run shows, as bash understands them: those of its comments too."""
     tpu_vm.run(of, arguments(*flags, dry_run=True))
-    text = capsys.readouterr().out
+    return as_bash_runs(re.sub("^#   ", "", capsys.readouterr().out, flags=re.MULTILINE))
+
+
+def as_bash_runs(text: str) -> list[list[str]]:
     show = "gcloud() { printf '%s\\0' gcloud \"$@\"; printf '\\0'; }\n"
     printed = subprocess.run(["bash", "-euc", show + text], capture_output=True, text=True, check=True).stdout
     return [command.split("\0") for command in printed.split("\0\0") if command]
@@ -361,6 +393,14 @@ def test_the_dry_run_is_what_is_executed(monkeypatch, capsys) -> None:
     assert not cloud.violations
 
 
+def test_who_runs_what_is_shown_ends_no_job(capsys) -> None:
+    tpu_vm.run(job(), arguments(dry_run=True))
+    live = as_bash_runs(text := capsys.readouterr().out)
+    assert [command[4] for command in live] == ["create", "describe", "ssh", "ssh", "ssh"]
+    assert live == dry_run(job(), capsys=capsys)[:5]
+    assert "docker kill" in text and "delete x-7b" in text
+
+
 def test_one_slice_has_a_node_of_its_name(capsys) -> None:
     create = dry_run(job(), "--internal-ips", "--reserved", capsys=capsys)[0]
     assert create[8:] == [
@@ -391,7 +431,7 @@ case "$1 $2" in
 "pull --quiet") ;;
 "run --detach") for a; do case "$a" in --name=*) name=${a#--name=} ;; esac; done
     printf '%s\\n' "$@" > "$name" ;;
-"ps --all") ls -t ;;
+"ps --all") case "$*" in *--format=*) ls | sed 's/.*-//' ;; *) ls -t ;; esac ;;
 "ps --quiet") ls -t ;;
 kill*) shift; echo "$@" > killed; rm "$@" ;;
 *) echo "docker $*" >&2; exit 1 ;;
@@ -450,6 +490,20 @@ def test_what_hosts_run(host) -> None:
     container.write_text("as it was")
     run(start)
     assert container.read_text() == "as it was"  # one start is one container
+    # An ssh that hung while it pulled the image, and came after a later start, or after none.
+    earlier = tpu_vm_hosts.start(of, 3, "us-docker.pkg.dev/p/r/anygpt:1", "my-bucket", "0d")
+    run(earlier)
+    hangs = earlier.replace("sudo docker pull", f"mv {folder}/4 {container}\nsudo docker pull")
+    container.rename(folder / "4")
+    run(hangs)
+    assert [path.name for path in container.parent.iterdir()] == ["x-7b-4"]
+    container.unlink()
+    run(earlier)
+    assert [path.name for path in container.parent.iterdir()] == ["x-7b-3"]
+    run(start)  # and ends what came late
+    assert (container.parent / "killed").read_text() == "x-7b-3\n"
+    (container.parent / "killed").unlink()
+    assert [path.name for path in container.parent.iterdir()] == ["x-7b-4"]
     assert (folder / "gcsfuse").read_text().count("my-bucket /bucket") == 1
     assert tpu_vm_hosts.hosts(run(tpu_vm_hosts.look(of))) == [
         tpu_vm_hosts.Host("t1v-n-0a-w-3", 4, "exited", 137, "2026-01-01T00:00:01.5Z", "0d")
@@ -525,6 +579,32 @@ def test_killed_programs(program: pathlib.Path) -> None:
     assert process.wait(timeout=100) == 0
     cloud = Cloud(**json.loads(program.read_text()))
     assert kills == 2 and cloud.resource is None and cloud.steps == 0 and not cloud.violations
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_launcher_that_is_told_to_end_says_what_is_left(number: int, program: pathlib.Path) -> None:
+    program.write_text(json.dumps(dataclasses.asdict(Cloud(seed=1, steps=10**6))))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH], env=environment, stdout=subprocess.PIPE, text=True)
+    while json.loads(program.read_text())["calls"] < 3 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.endswith("queued-resources delete x-7b --zone=z --quiet --force --async\n")
+
+
+def test_what_a_command_started_ends_with_it(tmp_path: pathlib.Path) -> None:
+    """As gcloud starts ssh."""
+    started = tmp_path / "started"
+    line = f"sleep 60 & echo $! > {started}.new; mv {started}.new {started}; wait"
+    assert shell.call(Command(("sh", "-c", line)), 1.0).code == 124
+    status = pathlib.Path(f"/proc/{started.read_text().strip()}/stat")
+    until = time.monotonic() + 20
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert shell.call(Command(("sh", "-c", "cat; echo b >&2; exit 3"), "a"), 20) == Outcome(3, "a", "b\n")
 
 
 def test_a_program_that_does_not_answer(program: pathlib.Path, monkeypatch) -> None:

@@ -68,6 +68,13 @@ def test_list_prices_give_a_bill_each_and_an_unknown_price_none():
     assert prices.PRICES.keys() == CHIPS.keys()
 
 
+@pytest.mark.parametrize(("preempted_every", "every"), [(None, 54 * 24 * 16384 / 419 / 64), (6.0, 6.0)])
+def test_a_price_of_ones_own_is_of_chips_that_stay_unless_said_otherwise(preempted_every, every):
+    """A reservation's or a contract's: it fails as chips on demand do."""
+    (paid,) = preflight.bills(estimated(), V5P, 900, preflight.Assumptions(price=2.0, preempted_every=preempted_every))
+    assert paid.kind == "given" and paid.interruptions.every == pytest.approx(every)
+
+
 def test_any_slice_interrupts_the_whole_job():
     four = Accelerator.parse("v5p-128", 4)
     _, spot = preflight.bills(estimated(four), four, 900, preflight.Assumptions(preempted_every=20))

@@ -91,6 +91,8 @@ def test_assumptions_are_settable(tmp_path, monkeypatch, capsys):
     ):
         assert words in text, words
     assert "on demand" not in text and "spot" not in text
+    run(settings(tmp_path), monkeypatch, "--topology=v5p:4x4x4", "--price=1.5")
+    assert "given: a failure every 50,677 chip-hours" in capsys.readouterr().out
     run(
         settings(tmp_path),
         monkeypatch,

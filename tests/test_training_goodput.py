@@ -11,6 +11,7 @@ import time
 import pytest
 import synthetic
 
+from anygpt_jax.errors import UserError
 from anygpt_jax.training import goodput, loop
 from anygpt_jax.training.goodput import PARTS, Clock, Goodput, account, process_began, read_events
 
@@ -208,3 +209,69 @@ def test_a_training_run_that_is_killed_and_resumed_accounts_for_all_its_time(tmp
     logged = [json.loads(text) for text in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in logged if row["split"] == "train"] == list(range(10, 401, 10))
     assert len(list((tmp_path / "logs" / "runs").iterdir())) == 2
+
+
+def starts(*ends):
+    """A history of starts: each with a first step ("step"), killed (None), or ended by (reason, error)."""
+    events = []
+    for end in ends:
+        events.append(event("start", 1.0))
+        if end == "step":
+            events.append(event("first_step", 2.0, 1))
+        elif end:
+            reason, error = end
+            events.append(event("end", 3.0, more={"reason": reason} | ({"error": error} if error else {})))
+    return events
+
+
+def write_events(path, events):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(e) + "\n" for e in events))
+
+
+OWN = ("JaxRuntimeError", "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm.")
+PEER = ("JaxRuntimeError", "INTERNAL: Gloo allreduce failed: Connection reset by peer [10.0.0.3]:41177")
+STOP, USER = ("signal 15", ""), ("UserError", "The last 5 starts …")
+
+
+@pytest.mark.parametrize(
+    ("ends", "refused"),
+    [
+        ([OWN] * 5, True),
+        ([OWN] * 4, False),
+        (["step", *[OWN] * 5], True),
+        (["step", *[OWN] * 4], False),
+        ([*[OWN] * 4, "step", OWN], False),
+        ([OWN, None, OWN, None, None, OWN, STOP, PEER, OWN, OWN], True),  # a storm in between
+        ([None] * 50, False),  # preempted without notice, before the first step
+        ([STOP] * 50, False),
+        ([PEER] * 50, False),  # as process 0 hears of the preemption of another
+        ([*[OWN] * 5, USER], False),  # who starts again after that has been told
+        ([*[OWN] * 5, USER, *[OWN] * 5], True),
+    ],
+)
+def test_starts_that_fail_before_their_first_step_come_to_an_end(ends, refused, tmp_path):
+    write_events(tmp_path / "goodput.jsonl", [*starts(*ends), event("start", 9.0, run="now")])
+    if not refused:
+        return goodput.refuse_fruitless(tmp_path / "goodput.jsonl")
+    with pytest.raises(UserError, match=r"last 5 starts ended with an error .*RESOURCE_EXHAUSTED.* it counts anew"):
+        goodput.refuse_fruitless(tmp_path / "goodput.jsonl")
+
+
+def test_a_run_that_fails_says_by_what_and_is_refused_once(tmp_path, monkeypatch):
+    synthetic.write_cache(tmp_path / "cache")
+    config = synthetic.config(tmp_path, steps=2, eval_every=0)
+    path = tmp_path / "logs" / "goodput.jsonl"
+    write_events(path, starts(*[OWN] * 4))
+
+    def fails(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: so it is")
+
+    monkeypatch.setattr(loop.Training, "_state_at", fails)
+    ends = []
+    for error in (RuntimeError, UserError):
+        with pytest.raises(error):
+            loop.run(config)
+        ends.append((last := read_events(path)[-1])["reason"])
+        assert last["event"] == "end" and "RESOURCE_EXHAUSTED: so it is" in last["error"]
+    assert ends == ["RuntimeError", "UserError"]

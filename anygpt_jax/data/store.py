@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import itertools
+import logging
 import math
 import os
 import pathlib
 import resource
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
@@ -23,12 +27,17 @@ from jaxtyping import Int
 from anygpt_jax.cache import Manifest, Shard
 from anygpt_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 OPEN_RECORDS = 2**26  # of all open shards together: 1 GiB of indices
 OPEN_SHARDS = 4096
 # Read ahead helps sequential readers only. `read(i, i + 1)` is used throughout: `read([i])` takes time in proportion
 # to the records of the file (array_record 0.8.6: 4.8 ms of 10^6 records, against 2 µs).
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER = 2048  # bytes
+READS = 3  # of a file, before it is asked what is wrong with it
+READ_PAUSE = 5.0  # seconds between them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,42 +61,61 @@ class OpenShard:
 
     def __init__(self, root: pathlib.Path, shard: Shard):
         self.lengths = read_lengths(root, shard)
-        self._path, self._records = root / shard.path, shard.records
+        self._path, self._shard = root / shard.path, shard
         self._reader: ArrayRecordReader | None = None
         self._lock = threading.Lock()  # the reader is not promised to be thread-safe
 
     def _opened(self) -> ArrayRecordReader:
-        try:
-            # Neither a truncated nor an empty file raises: it is not ok, or counts other records.
-            reader = ArrayRecordReader(str(self._path), READER_OPTIONS, file_reader_buffer_size=READER_BUFFER)
-            whole = reader.ok() and reader.num_records() == self._records
-        except (RuntimeError, ValueError) as e:
-            raise UserError(f"{self._path} cannot be read ({e}); tokenize again.") from e
-        if not whole:
-            raise UserError(f"{self._path} does not hold the {self._records} records of its manifest; tokenize again.")
+        # Neither a truncated nor an empty file raises: it is not ok, or counts other records.
+        reader = ArrayRecordReader(str(self._path), READER_OPTIONS, file_reader_buffer_size=READER_BUFFER)
+        if not reader.ok() or reader.num_records() != self._shard.records:
+            raise ValueError(f"it does not hold the {self._shard.records} records of its manifest")
         return reader
 
     def read(self, numbers: list[int]) -> list[bytes]:
+        def all_of_them() -> list[bytes]:
+            reader, self._reader = self._reader or self._opened(), None  # after an error, another
+            found = [reader.read(i, i + 1)[0] for i in numbers]
+            self._reader = reader
+            return found
+
         with self._lock:
-            if self._reader is None:
-                self._reader = self._opened()
-            read = self._reader.read
-            try:
-                return [read(i, i + 1)[0] for i in numbers]
-            except (RuntimeError, IndexError) as e:
-                raise UserError(f"{self._path}: a record among {sorted(numbers)} is damaged ({e}).") from e
+            return insist(all_of_them, self._path, self._shard.sha256)
 
 
 def read_lengths(root: pathlib.Path, shard: Shard) -> Int[np.ndarray, " records"]:
     """uint32, a map of the file."""
     path = root / shard.lengths_path
-    try:
+
+    def mapped() -> np.ndarray:
         lengths = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}); tokenize again.") from e
-    if lengths.shape != (shard.records,):
-        raise UserError(f"{path} does not hold the {shard.records} lengths its manifest counts; tokenize again.")
-    return lengths
+        if lengths.shape != (shard.records,):
+            raise ValueError(f"it does not hold the {shard.records} lengths that its manifest counts")
+        return lengths
+
+    return insist(mapped, path, shard.lengths_sha256)
+
+
+def insist(work: Callable[[], T], path: pathlib.Path, sha256: str) -> T:
+    """What `work` reads of a file, tried again: one error of a mounted bucket must not end a run for good.
+
+    UserError if the file is not what was written; OSError if it is, which a restart of the job may repair.
+    """
+    for left in range(READS - 1, -1, -1):
+        try:
+            return work()
+        except (OSError, RuntimeError, ValueError, IndexError) as e:
+            error = e
+        if left:
+            log.warning("%s cannot be read (%s); trying again.", path, error)
+            time.sleep(READ_PAUSE)
+    if isinstance(error, FileNotFoundError):
+        raise UserError(f"{path} is in the manifest but missing; tokenize again.") from error
+    with path.open("rb") as file:
+        whole = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    if whole:
+        raise OSError(f"{path} is whole, but could not be read {READS} times ({error}).") from error
+    raise UserError(f"{path} is damaged ({error}); tokenize again.") from error
 
 
 class Store:

@@ -159,14 +159,20 @@ def quota(text: str) -> bool:
     return bool(_QUOTA.search(text)) and not _RATE.search(text)
 
 
-def answer(command: Command, read: Callable[[Outcome], T | None], poll: float, seconds: float = SHORT) -> T:
-    """What `read` makes of a command's outcome, asked again while that is None. UserError after TRIES, or if hopeless."""
+def answer(
+    command: Command, read: Callable[[Outcome], T | None], poll: float, seconds: float = SHORT, patient: bool = False
+) -> T:
+    """What `read` makes of a command's outcome, asked again while that is None. UserError after TRIES, or if hopeless.
+
+    `patient`: it has been answered before; what looks hopeless may pass (a token or a permission that is being renewed).
+    """
     outcome = Outcome(0, "", "")
     for attempt in range(TRIES):
         outcome = call(command, seconds)
         if (value := read(outcome)) is not None:
             return value
-        refuse_hopeless(outcome)
+        if not patient:
+            refuse_hopeless(outcome)
         time.sleep(pause(attempt, poll))
     raise UserError(f"`{' '.join(command.argv[:6])}` gave no answer {TRIES} times; the last was: {summary(outcome)}")
 

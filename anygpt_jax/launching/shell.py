@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shlex
+import signal
 import subprocess
 
 from anygpt_jax.errors import UserError
@@ -38,13 +41,24 @@ class Outcome:
 
 
 def call(command: Command, seconds: float) -> Outcome:
-    """Runs a command to its end, its output kept. UserError if there is no such program."""
+    """Runs a command to its end, its output kept. UserError if there is no such program.
+
+    What it started (ssh, of gcloud) ends with it: nothing of a command that was given up may act later.
+    """
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(
-            command.argv, input=command.stdin, capture_output=True, text=True, errors="replace", timeout=seconds
+        process = subprocess.Popen(
+            command.argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
         )
     except FileNotFoundError as e:
         raise UserError(f"There is no program '{command.argv[0]}'; install it, or look with --dry-run only.") from e
-    except subprocess.TimeoutExpired:
-        return Outcome(124, "", f"no answer within {seconds:g} s")
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    with process:
+        try:
+            output, error = process.communicate(command.stdin, timeout=seconds)
+        except BaseException as e:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(e, subprocess.TimeoutExpired):
+                raise
+            return Outcome(124, "", f"no answer within {seconds:g} s")
+    return Outcome(process.returncode, output, error)

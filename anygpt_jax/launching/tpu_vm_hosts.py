@@ -1,7 +1,8 @@
 """What the hosts of a TPU slice run, as lines for their shell: the job in a container, and questions about it.
 
 A container is named by the job and the number of its start, so that a start can be asked for twice and happens once, and
-what earlier starts said stays on the host. Docker needs --privileged for the TPU's devices and the host's network for the
+what earlier starts said stays on the host. A start may come late, by an ssh that hung: it does nothing where one of its
+number or a later one has been made, and ends what still runs of earlier ones. Docker needs --privileged for the TPU's devices and the host's network for the
 metadata server, from which jax and libtpu learn of the slice's hosts and, with several slices, of the other slices
 (cloud.google.com/tpu/docs/run-in-container; jax's cloud_tpu_cluster.py).
 """
@@ -45,11 +46,20 @@ sudo gcsfuse -o allow_other --implicit-dirs --rename-dir-limit=1000000 --metadat
 
 _START = """\
 set -eu
-if sudo docker container inspect {container} > /dev/null 2>&1; then exit 0; fi
+leave_if_late() {{
+  runs=$(sudo docker ps --all --filter=label=anygpt-job={job} --format='{{{{.Label "anygpt-run"}}}}')
+  for number in $runs; do if [ "$number" -ge {run} ]; then exit 0; fi; done
+}}
+leave_if_late
 mkdir -p ~/anygpt
 echo {config} | base64 --decode > ~/anygpt/{job}.py
 {bucket}{login}sudo docker pull --quiet {image}
 echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled
+exec 9> ~/anygpt/{job}.lock
+flock 9
+leave_if_late
+older=$(sudo docker ps --quiet --filter=label=anygpt-job={job})
+test -z "$older" || sudo docker kill $older
 sudo docker run --detach --name={container} --label=anygpt-job={job} --label=anygpt-run={run} \
 --label=anygpt-digest={digest} --privileged --network=host --ulimit=memlock=-1 --stop-timeout=120 \
 --user=root --init --env=JAX_PLATFORMS=tpu,cpu --workdir={path} --volume={path}:{path} \
@@ -131,7 +141,7 @@ def container(job: Job, run: int) -> str:
 
 
 def start(job: Job, run: int, image: str, bucket: str, digest: str) -> str:
-    """Runs the job in a new container, unless its start number `run` has been made here."""
+    """Runs the job in a new container, unless its start number `run` or a later one has been made here."""
     program, *arguments = job.argv(CONFIG)
     registry = image.partition("/")[0]
     login = ""

@@ -33,7 +33,7 @@ from anygpt_jax.launching.queued_resources import (
     refuse_hopeless,
     summary,
 )
-from anygpt_jax.launching.shell import call
+from anygpt_jax.launching.shell import Outcome, call
 from anygpt_jax.launching.tpu_vm_hosts import Host
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ TOGETHER = 10.0  # seconds: of processes that end within so many, each may have 
 
 
 class Launcher:
-    def __init__(self, slices: QueuedResource, poll: float, keep: bool):
-        self.slices, self.job, self.poll, self.keep = slices, slices.job, poll, keep
+    def __init__(self, slices: QueuedResource, poll: float):
+        self.slices, self.job, self.poll = slices, slices.job, poll
         self.restarts = 0  # by this launcher
         self.left = True  # as far as is known, there is a queued resource
         self._state = ""
         self._seen = self._ours = False  # it was there; this launcher asked for it
-        self._reached = False  # a worker has answered, ever
+        self._known = self._reached = False  # it was there, a worker has answered, ever
         self._tries: collections.Counter[str] = collections.Counter()  # in a row, of what did not work
         self._run = 0  # the start that these machines shall run; those before are counted as restarts
         self._said_until = ""  # of the first worker's log
@@ -62,13 +62,14 @@ class Launcher:
 
     def _step(self) -> bool:
         """False when the job is done."""
-        state = answer(self.slices.describe(), self.slices.state_in, self.poll)
+        state = self._look()
         if state.name != self._state:
             log.info("%s is %s. %s", self.job.name, state.name, state.message)
         self._state, self.left = state.name, state.name != ABSENT
         if state.name == ABSENT:
             self._create()
             return True
+        self._known = True
         self._seen |= state.name != "DELETING"  # that may be the work of a launcher before this one
         self._require_same(state)
         if state.name in OVER:
@@ -77,15 +78,19 @@ class Launcher:
             self._recreate(f"it is {state.name}")
         return state.name != "ACTIVE" or self._active()
 
+    def _look(self) -> State:
+        return answer(self.slices.describe(), self.slices.state_in, self.poll, patient=self._known)
+
     def _create(self) -> None:
         if self._seen:
             raise UserError(f"Somebody else has deleted '{self.job.name}'; the same command starts it again.")
         self.left = self._ours = True
         outcome = call(self.slices.create(), SHORT)
         if outcome.code and "ALREADY_EXISTS" not in outcome.error:
-            self.left = False
-            refuse_hopeless(outcome)
-            self.left = True  # it may have been made all the same
+            if not self._known:  # what was granted once may be again
+                self.left = False
+                refuse_hopeless(outcome)
+                self.left = True  # it may have been made all the same
             self._pause("create")
             if self._tries["create"] >= TRIES:
                 raise UserError(f"It cannot be created: {summary(outcome)}")
@@ -95,21 +100,24 @@ class Launcher:
         if state.accelerator and (state.accelerator, state.slices) != (wanted.tpu_vm_type, wanted.slices):
             raise UserError(
                 f"'{self.job.name}' exists as {state.slices} × {state.accelerator}, not as {wanted.slices} × "
-                f"{wanted.tpu_vm_type}; take another --name, or delete it."
+                f"{wanted.tpu_vm_type}. End it first: two jobs must not write one workdir."
             )
 
     def _active(self) -> bool:
         """False when the job is done."""
         outcome = call(self.slices.ssh(tpu_vm_hosts.look(self.job)), SHORT)
-        refuse_hopeless(outcome)
+        if not self._reached:
+            refuse_hopeless(outcome)
         hosts = tpu_vm_hosts.hosts(outcome.output)
         self._reached |= bool(hosts)
         if len(hosts) < self.slices.hosts:
-            self._silent(f"{len(hosts)} of {self.slices.hosts} workers answer: {summary(outcome)}", bool(hosts))
+            self._silent(outcome, len(hosts))
             return True
         self._tries["look"] = 0
         if {host.digest for host in hosts if host.run >= 0} - {self.slices.digest}:
-            raise UserError(f"'{self.job.name}' runs another config or image; take another --name, or delete it.")
+            raise UserError(
+                f"'{self.job.name}' runs another config or image. End it first: two jobs must not write one workdir."
+            )
         newest = max(host.run for host in hosts)
         self._run = max(self._run, newest)
         current = [host for host in hosts if host.run == newest >= 0]
@@ -119,19 +127,21 @@ class Launcher:
         elif len(current) < len(hosts):
             self._start(hosts)
         elif all(host.ended for host in current):
-            if not self.keep:
-                self._delete()
+            self._delete()
             return False
         else:
             self._tries.clear()
         return True
 
-    def _silent(self, why: str, some: bool) -> None:
+    def _silent(self, outcome: Outcome, some: int) -> None:
         """Some workers answer and others do not: those are lost. If none answers, it may be this machine's fault."""
+        why = f"{some} of {self.slices.hosts} workers answer: {summary(outcome)}"
         log.warning("%s", why)
         self._pause("look")
         if self._tries["look"] < (PATIENCE if some else TRIES):
             return
+        if not some:
+            refuse_hopeless(outcome)  # other machines would be out of reach too
         if self._reached:
             self._recreate(why)
         elif self._ours:
@@ -152,7 +162,6 @@ class Launcher:
             self._tries["start"] = 1
         log.info("Start %d on %d workers.", self._run, self.slices.hosts)
         outcome = call(self.slices.start(self._run), LONG)
-        refuse_hopeless(outcome)
         if outcome.code:
             log.warning("Start %d: %s", self._run, summary(outcome))
 
@@ -200,11 +209,9 @@ class Launcher:
     def _delete(self) -> None:
         """Until there is none: a start must not meet processes of the one before."""
         failures = 0
-        while (state := answer(self.slices.describe(), self.slices.state_in, self.poll)).name != ABSENT:
+        while (state := self._look()).name != ABSENT:
             if state.name != "DELETING":
                 outcome = call(self.slices.delete(), SHORT)
-                if not self.slices.is_absent(outcome):
-                    refuse_hopeless(outcome)
                 failures += outcome.code != 0
                 if failures >= TRIES:
                     raise UserError(f"It cannot be deleted: {summary(outcome)}")
@@ -215,8 +222,7 @@ class Launcher:
 
     def _end(self, why: str) -> None:
         """Raises UserError, with nothing left behind."""
-        if not self.keep:
-            self._delete()
+        self._delete()
         raise UserError(why)
 
     def _pause(self, what: str) -> None:

@@ -56,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     assumed = parser.add_argument_group("what is assumed")
     assumed.add_argument("--price", type=float, metavar="USD", help="per chip-hour; default: public list prices")
     assumed.add_argument(
-        "--preempted-every", type=float, default=interruptions.PREEMPTED_EVERY, metavar="HOURS",
-        help="mean time between preemptions of one slice that is not on demand; default: %(default)g",
+        "--preempted-every", type=float, metavar="HOURS",
+        help=f"mean time between preemptions of one slice; default: {interruptions.PREEMPTED_EVERY:g} of spot slices, "
+        "failures alone of others",
     )  # fmt: skip
     assumed.add_argument(
         "--restart-minutes", type=float, default=interruptions.RESTART_MINUTES, metavar="N",

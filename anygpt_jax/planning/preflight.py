@@ -17,7 +17,7 @@ class Assumptions:
     """What no compiler tells; the command line can say otherwise."""
 
     price: float | None = None  # USD per chip-hour; None: the lists'
-    preempted_every: float = interruptions.PREEMPTED_EVERY  # hours, of one spot slice
+    preempted_every: float | None = None  # hours, of one slice; None: of a spot slice, PREEMPTED_EVERY
     restart_minutes: float = interruptions.RESTART_MINUTES
     storage_rate: float = storage.STORAGE  # bytes/s of a host
 
@@ -55,9 +55,14 @@ class Preflight:
 
 def interrupted_every(kind: str, accelerator: Accelerator, assumed: Assumptions) -> float:
     """Hours between interruptions of the whole job, which any of its slices brings about."""
-    if kind == "on demand":
+    if fails_only(kind, assumed):
         return interruptions.CHIP_HOURS_A_FAILURE / accelerator.topology.chips
-    return assumed.preempted_every / accelerator.slices
+    return (assumed.preempted_every or interruptions.PREEMPTED_EVERY) / accelerator.slices
+
+
+def fails_only(kind: str, assumed: Assumptions) -> bool:
+    """A price of one's own is of chips that nobody takes away, unless it is said how often they are."""
+    return kind == "on demand" or (kind == "given" and assumed.preempted_every is None)
 
 
 def bill(kind: str, rate: float, e: Estimate, accelerator: Accelerator, save_every: int, assumed: Assumptions) -> Bill:

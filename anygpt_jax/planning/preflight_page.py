@@ -9,7 +9,7 @@ from anygpt_jax.planning import interruptions, prices, storage
 from anygpt_jax.planning.accelerators import Accelerator
 from anygpt_jax.planning.chips import GIB
 from anygpt_jax.planning.estimate import Estimate
-from anygpt_jax.planning.preflight import Bill, Preflight
+from anygpt_jax.planning.preflight import Bill, Preflight, fails_only
 from anygpt_jax.planning.variants import Change
 
 
@@ -52,15 +52,15 @@ def preflight_lines(p: Preflight) -> list[str]:
     lines += [line for bill in p.bills for line in _bill_lines(bill)]
     if not p.bills:
         lines.append("  no public price of this chip; say one with --price")
-    kinds = {bill.kind for bill in p.bills}
-    lines += [
-        f"  on demand: a failure every {interruptions.CHIP_HOURS_A_FAILURE:,.0f} chip-hours, as of Llama 3's H100s "
-        "(arXiv 2407.21783)"
-    ] * ("on demand" in kinds)
-    lines += [
-        f"  {' or '.join(sorted(kinds - {'on demand'}))}: a slice is lost every {assumed.preempted_every:g} h (assumed; "
-        "--preempted-every)"
-    ] * bool(kinds - {"on demand"})
+    for kind in (bill.kind for bill in p.bills):
+        if fails_only(kind, assumed):
+            lines.append(
+                f"  {kind}: a failure every {interruptions.CHIP_HOURS_A_FAILURE:,.0f} chip-hours, as of Llama 3's H100s "
+                "(arXiv 2407.21783)"
+            )
+        else:
+            hours = assumed.preempted_every or interruptions.PREEMPTED_EVERY
+            lines.append(f"  {kind}: a slice is lost every {hours:g} h (assumed; --preempted-every)")
     return [
         *lines,
         f"  back after {assumed.restart_minutes:g} min (assumed; --restart-minutes) and the restore; all time is paid",

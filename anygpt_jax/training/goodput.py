@@ -8,7 +8,7 @@ program), "step", "spent": {part: seconds since the program started}, …}. Even
     first_step the step is compiled and one is done
     log, save  "step" steps are done, or in a checkpoint
     rollback   from step "reached" back to "step", within one run
-    end        "reason": finished, a signal, or an error; a run that was killed has no such line
+    end        "reason": finished, a signal, or an error's type, with its "error"; a run that was killed has no such line
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+
+from anygpt_jax.errors import UserError
 
 # What a process measures of itself, each moment in exactly one part; and what only an account of all runs can tell.
 MEASURED = ("step", "startup", "restore", "data", "checkpoint", "evaluation")
@@ -35,6 +38,12 @@ MEANING = {
     "repeated": "steps done again after a restart or a rollback",
     "down": "between a run's last sign and the next start",
 }
+
+FRUITLESS = 5  # starts in a row that fail before their first step: the next would too
+# Errors by which a process hears that another one of its job is gone, preempted say: not its own, whatever their type.
+_OF_ANOTHER = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|preempt|[Cc]oordination|[Gg]loo|[Cc]onnection|first process"
+)
 
 Item = TypeVar("Item")
 
@@ -124,6 +133,35 @@ class Goodput:
         line = {"event": event, "time": round(time.time(), 4), "run": self._run, "step": step, "spent": spent, **more}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Within, an error is the run's end."""
+        try:
+            yield
+        except Exception as e:
+            self.event("end", reason=type(e).__name__, error=str(e)[:500])
+            raise
+
+
+def refuse_fruitless(path: pathlib.Path) -> None:
+    """UserError if the last FRUITLESS starts, and none since the last step, failed by errors of their own.
+
+    Not counted are starts that were killed, stopped by a signal, or lost a peer: a storm of preemptions ends by itself.
+    A UserError ends the count: after one it was a user who started again.
+    """
+    errors: list[str] = []
+    for of_run in reversed(_by_run(read_events(path))):
+        last = of_run[-1]
+        if any(event["event"] == "first_step" for event in of_run) or last.get("reason") in ("UserError", "finished"):
+            break
+        if last["event"] == "end" and "error" in last and not _OF_ANOTHER.search(last["error"]):
+            errors.append(f"{last['reason']}: {last['error']}")
+    if len(errors) >= FRUITLESS:
+        raise UserError(
+            f"The last {len(errors)} starts ended with an error before their first step ({path}), the newest with "
+            f"'{' '.join(errors[0].split())[:200]}'. Repair that, and run the same command again: it counts anew."
+        )
 
 
 def read_events(path: pathlib.Path) -> list[dict[str, Any]]:

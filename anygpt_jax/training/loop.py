@@ -30,7 +30,7 @@ from anygpt_jax.training.checkpoints import Checkpoints, CheckpointSettings
 from anygpt_jax.training.compiler import keep_compiled
 from anygpt_jax.training.device_watch import DeviceWatch
 from anygpt_jax.training.flops import peak_flops
-from anygpt_jax.training.goodput import Clock, Goodput, process_began
+from anygpt_jax.training.goodput import Clock, Goodput, process_began, refuse_fruitless
 from anygpt_jax.training.guard import guard_settings
 from anygpt_jax.training.meter import Meter, readable
 from anygpt_jax.training.metrics import MetricsWriter
@@ -79,7 +79,8 @@ def run(config: ml_collections.ConfigDict) -> None:
         checks.refuse(checks.memory_problems(program))
         name = write_run_folder(workdir / "logs", run_name(began), config).name
         goodput = Goodput(workdir / "logs" / "goodput.jsonl", clock, name, multihost.leads())
-        with contextlib.closing(MetricsWriter(workdir / "logs", point.step)) as writer:
+        with goodput.told(), contextlib.closing(MetricsWriter(workdir / "logs", point.step)) as writer:
+            multihost.lead(lambda: refuse_fruitless(goodput.path), 0.1)
             training = Training(config, vocabulary, model, program, checkpoints, point, clock, goodput, writer)
             training.go()
 
@@ -158,11 +159,7 @@ class Training:
             self.stop.listening(), self.profiler.listening(), contextlib.closing(self.watch),
             logging_redirect_tqdm(), bar,
         ):  # fmt: skip
-            try:
-                done, ended = self._steps(state, bar)
-            except BaseException as e:
-                self.goodput.event("end", reason=type(e).__name__)
-                raise
+            done, ended = self._steps(state, bar)
             with self.clock.within("checkpoint"):
                 self.checkpoints.wait()
         self.goodput.event("end", done, reason="finished" if ended else f"signal {self.stop.signal}")
