@@ -5,10 +5,7 @@ import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most tests compile more than they compute: without LLVM's optimizations a third of the time is saved.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # What one test has compiled no other one, nor a process that it starts, need compile again.
 os.environ.setdefault(

@@ -32,8 +32,7 @@ def _process(config: str, index: int, count: int, devices: int, port: int, outpu
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"  # the last one holds
-    os.environ["XLA_FLAGS"] = flags
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     if count > 1:
         os.environ.update(
             JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index)
