@@ -198,7 +198,8 @@ class Evaluation:
             pool = pool[: self.config.evaluate.examples]
             told = [pairs.as_told_by(e.attributes, target) for e in pool]
             sides.append(self._metric(name)(told, self.rebuild([e.target for e in pool if e.target])))
-        return min(sides, key=lambda side: main_score(side)[1], default=None)
+        told = [side for side in sides if side]  # none of a small split may fit
+        return min(told, key=lambda side: main_score(side)[1], default=None)
 
     @staticmethod
     def _entry(
