@@ -17,6 +17,7 @@ from anygpt_jax.embedded import build, interleaved, parts, scenes, sentences, tu
 from anygpt_jax.embedded.settings import BUILDER_CONFIGS, Settings, data_dir  # noqa: E402
 from anygpt_jax.embedded.splits import pair_split, split_of  # noqa: E402
 from anygpt_jax.errors import UserError  # noqa: E402
+from anygpt_jax.locks import alone  # noqa: E402
 
 SIZES = {
     "objects": 12, "scenes": 60, "two_objects": 30, "sentences": 40, "espeak_sentences": 4, "clips": 24, "dialogues": 60, "held_out": 9
@@ -242,8 +243,11 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_two_builds_do_not_write_to_one_place(tmp_path):
-    with build._alone(tmp_path), pytest.raises(UserError, match="Another build"), build._alone(tmp_path):
-        pass
+    config = config_for(tmp_path)
+    folder = data_dir(config)
+    folder.mkdir(parents=True)
+    with alone(folder / ".lock", "no other is there yet"), pytest.raises(UserError, match="Another build"):
+        build.run(config, argparse.Namespace())
 
 
 def test_a_misspelt_setting_is_named(tmp_path):

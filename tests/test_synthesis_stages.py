@@ -246,19 +246,18 @@ def _synthesize(text: str) -> None:
     main.run(config, argparse.Namespace(remake=False, json=None))
 
 
-@pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_bytes(tmp_path):
-    whole = config_of(tmp_path / "whole", spoken=0.5)
-    process = CONTEXT.Process(target=_synthesize, args=(whole.to_json(),))
+def started(config):
+    """A job in a process group of its own, to be killed whole."""
+    process = CONTEXT.Process(target=_synthesize, args=(config.to_json(),))
     process.start()
-    process.join(300)
-    assert process.exitcode == 0
-    config = config_of(tmp_path / "killed", spoken=0.5)
-    folder = Job.of(config).folder
-    killed = 0
-    for stage in stages.STAGES:
-        process = CONTEXT.Process(target=_synthesize, args=(config.to_json(),))
-        process.start()
+    return process
+
+
+def kill_in_each(config, names) -> int:
+    """Starts the job for each of these stages and kills it in the middle of it; how often it was not too late for that."""
+    folder, killed = Job.of(config).folder, 0
+    for stage in names:
+        process = started(config)
         until = time.monotonic() + 120
         # In the middle of the stage: as soon as anything of it, or an answer that it asked for, is on the disk.
         while process.is_alive() and time.monotonic() < until and not any((folder / stage).glob("*.jsonl")):
@@ -267,9 +266,19 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
         process.join()
-    assert killed >= len(stages.STAGES) - 1
-    process = CONTEXT.Process(target=_synthesize, args=(config.to_json(),))
-    process.start()
+    return killed
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_bytes(tmp_path):
+    whole = config_of(tmp_path / "whole", spoken=0.5)
+    process = started(whole)
+    process.join(300)
+    assert process.exitcode == 0
+    config = config_of(tmp_path / "killed", spoken=0.5)
+    folder = Job.of(config).folder
+    assert kill_in_each(config, stages.STAGES) >= len(stages.STAGES) - 1
+    process = started(config)
     process.join(300)
     assert process.exitcode == 0
     assert digest(tmp_path / "killed" / export.FOLDER) == digest(tmp_path / "whole" / export.FOLDER)

@@ -2,11 +2,8 @@
 
 import argparse
 import json
-import os
 import pathlib
 import shutil
-import signal
-import time
 
 import pytest
 import synthesis_dialogues as made_up
@@ -269,27 +266,13 @@ def test_the_small_sets_sentences_are_the_small_worlds_and_none_is_held_out():
 def test_killed_in_every_stage_it_ends_with_the_same_bytes(tmp_path):
     named = (FILES / "chats.json", FILES / "tasks.jsonl")
 
-    def started(config):
-        process = small.CONTEXT.Process(target=small._synthesize, args=(config.to_json(),))
-        process.start()
-        return process
-
     whole = config_of(tmp_path / "whole", *named)
-    process = started(whole)
+    process = small.started(whole)
     process.join(300)
     assert process.exitcode == 0
     config = config_of(tmp_path / "killed", *named)
-    folder, killed = Job.of(config).folder, 0
-    for stage in stages.of(Job.of(config)):
-        process = started(config)
-        until = time.monotonic() + 120
-        while process.is_alive() and time.monotonic() < until and not any((folder / stage).glob("*.jsonl")):
-            time.sleep(0.002)
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.join()
-    assert killed >= 4
+    folder = Job.of(config).folder
+    assert small.kill_in_each(config, stages.of(Job.of(config))) >= 4
     main.run(config, argparse.Namespace(remake=False, json=None))
     for part in ("any_instruct", "report"):
         assert small.digest(tmp_path / "killed" / part) == small.digest(tmp_path / "whole" / part) != {}

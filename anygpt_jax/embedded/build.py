@@ -7,10 +7,8 @@ interrupted build leaves finished parts and nothing that could be taken for one.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import errno
-import fcntl
 import importlib.util
 import json
 import logging
@@ -18,7 +16,6 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
 
 import ml_collections
 
@@ -26,6 +23,7 @@ from anygpt_jax.cache import write_atomically
 from anygpt_jax.embedded import assets
 from anygpt_jax.embedded.settings import BUILDER_CONFIGS, VERSION, Settings, data_dir
 from anygpt_jax.errors import UserError
+from anygpt_jax.locks import alone
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +38,6 @@ def part_dir(folder: pathlib.Path, part: str) -> pathlib.Path:
 def is_built(folder: pathlib.Path, part: str) -> bool:
     """Whether a part is there and whole: TFDS renames its folder when all of it is written."""
     return (part_dir(folder, part) / "dataset_info.json").is_file()
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps a second build out of the folder; the lock goes with the process, however it ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f"Another build is writing to {folder}; wait for it to end, then run this again.") from e
-        yield
 
 
 def _clear_leftovers(folder: pathlib.Path, part: str) -> None:
@@ -114,7 +101,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
         raise UserError(f"Cannot make the folder {folder} ({e.strerror}); name another one with --workdir.") from e
     _quiet()
     counts = {}
-    with _alone(folder):
+    with alone(folder / ".lock", f"Another build is writing to {folder}; wait for it to end, then run this again."):
         for i, part in enumerate(BUILDER_CONFIGS, 1):
             start, ready = time.monotonic(), is_built(folder, part)
             counts[part] = build_part(settings, folder, part)

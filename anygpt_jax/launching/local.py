@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import math
@@ -31,6 +30,7 @@ from anygpt_jax.launching.local_processes import LocalPod, Processes
 from anygpt_jax.launching.main import require_processes
 from anygpt_jax.launching.policy import USER_ERROR, Verdict, judge, saved
 from anygpt_jax.launching.shell import Command
+from anygpt_jax.locks import alone
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def run(job: Job, args: argparse.Namespace) -> None:
         print(script(pod))
         return
     pod.folder.mkdir(parents=True, exist_ok=True)
-    with alone(pod.folder):
+    with _alone(pod.folder):
         pod.config.write_text(pod.job.config_file(), encoding="utf-8")
         with Launcher(pod).listening() as launcher:
             launcher.go()
@@ -110,15 +110,8 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@contextlib.contextmanager
-def alone(folder: pathlib.Path) -> Iterator[None]:
-    """UserError if another launcher is at work in this folder."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise UserError(f"This job runs already ({folder}/processes.json); stop that one first.") from e
-        yield
+def _alone(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return alone(folder / "lock", f"This job runs already ({folder}/processes.json); stop that one first.")
 
 
 def stacks(folder: pathlib.Path, seconds: float = STACKS_SECONDS) -> str:
@@ -126,7 +119,7 @@ def stacks(folder: pathlib.Path, seconds: float = STACKS_SECONDS) -> str:
     running = False
     if (folder / "processes.json").is_file():
         try:
-            with alone(folder):
+            with _alone(folder):
                 pass
         except UserError:
             running = True

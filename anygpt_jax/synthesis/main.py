@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import pathlib
 import shutil
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from anygpt_jax.cache import write_atomically
-from anygpt_jax.errors import UserError
+from anygpt_jax.locks import alone
 from anygpt_jax.synthesis import export, filters, store
 from anygpt_jax.synthesis.dialogue import Dialogue
 from anygpt_jax.synthesis.job import Job
@@ -35,11 +34,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     job = Job.of(config)
     filters.check(job.settings.filters)
     job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f"Another synthesis is writing to {job.folder}; wait for it to end.") from e
+    with alone(job.folder / ".lock", f"Another synthesis is writing to {job.folder}; wait for it to end."):
         if "exported" in store.require_recipes(job.folder, stages.recipes(job), args.remake):
             shutil.rmtree(job.folder.parent / export.FOLDER, ignore_errors=True)
         if job.settings.retry_failures:

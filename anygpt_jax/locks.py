@@ -1,0 +1,21 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import pathlib
+from collections.abc import Iterator
+
+from anygpt_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def alone(lock: pathlib.Path, refusal: str) -> Iterator[None]:
+    """Holds a lock file, which goes with the process, however it ends. UserError with `refusal` if another holds it."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(refusal) from e
+        yield
