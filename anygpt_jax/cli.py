@@ -76,6 +76,7 @@ def _overridden(define: Callable, default: object, name: str, overrides: Sequenc
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """All verbs, and the flags of the one that `argv` begins with. `argv` has no --config.key=value in it."""
     parser = argparse.ArgumentParser(
         prog="anygpt", description="Any-to-any multimodal language models on JAX.", allow_abbrev=False
     )
@@ -172,6 +173,12 @@ def _main(argv: Sequence[str] | None) -> int:
         importlib.import_module(args.module).run(config, args)
     except UserError as e:
         print(f"anygpt: {e}", file=sys.stderr)
+        return 2
+    except ImportError as e:  # it would come again at every restart of a job
+        traceback.print_exc()
+        print(
+            f"anygpt: {e}; install the extra that has it (setup.py), or the versions of constraints/.", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("anygpt: Interrupted; run the same command again to go on.", file=sys.stderr)

@@ -53,3 +53,11 @@ def test_an_interruption_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("anygpt_jax.data.inspect.run", interrupted)
     assert cli.main(["inspect", f"--config={CONFIG}"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_not_tried_again(tmp_path, capsys):
+    (tmp_path / "c.py").write_text("import no_such_package\n")
+    assert cli.main(["train", f"--config={tmp_path}/c.py"]) == 2
+    error = capsys.readouterr().err
+    assert error.rstrip().splitlines()[-1].startswith("anygpt: No module named 'no_such_package'; install")
+    assert "c.py" in error  # where

@@ -103,17 +103,23 @@ def test_nothing_told_is_nothing_spent():
     assert (found.total, found.goodput, found.runs) == (0, 0.0, ())
 
 
+def started(path, run, writes=True):
+    found = Goodput(path, Clock(), run, writes)
+    found.start()
+    return found
+
+
 def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
     path = tmp_path / "logs" / "goodput.jsonl"
-    Goodput(path, Clock(), "a").event("log", 4)
+    started(path, "a").event("log", 4)
     with path.open("a") as file:
         file.write('{"event": "log", "ti')
-    Goodput(path, Clock(), "b").event("log", 8)
+    started(path, "b").event("log", 8)
     assert [(e["run"], e["event"], e["step"]) for e in read_events(path)] == [
         ("a", "start", None), ("a", "log", 4), ("b", "start", None), ("b", "log", 8),
     ]  # fmt: skip
     before = path.read_bytes()
-    Goodput(path, Clock(), "c", writes=False).event("log", 9)
+    started(path, "c", writes=False).event("log", 9)
     assert path.read_bytes() == before
 
 
@@ -131,6 +137,7 @@ from anygpt_jax.training.goodput import Clock, Goodput, process_began
 root = pathlib.Path(sys.argv[1])
 clock = Clock(time.time() - process_began())
 log = Goodput(root / "goodput.jsonl", clock, sys.argv[2])
+log.start()
 kept = root / "checkpoint"
 with clock.within("restore"):
     time.sleep(0.2)
@@ -251,14 +258,18 @@ STOP, USER = ("signal 15", ""), ("UserError", "The last 5 starts …")
     ],
 )
 def test_starts_that_fail_before_their_first_step_come_to_an_end(ends, refused, tmp_path):
-    write_events(tmp_path / "goodput.jsonl", [*starts(*ends), event("start", 9.0, run="now")])
+    write_events(tmp_path / "goodput.jsonl", starts(*ends))
+    now = Goodput(tmp_path / "goodput.jsonl", Clock(), "now")
     if not refused:
-        return goodput.refuse_fruitless(tmp_path / "goodput.jsonl")
+        return now.refuse_fruitless()
     with pytest.raises(UserError, match=r"last 5 starts ended with an error .*RESOURCE_EXHAUSTED.* it counts anew"):
-        goodput.refuse_fruitless(tmp_path / "goodput.jsonl")
+        now.refuse_fruitless()
 
 
-def test_a_run_that_fails_says_by_what_and_is_refused_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "place", [(loop.Training, "_state_at"), (loop.train_step, "build"), (loop, "load_vocabulary")], ids=lambda p: p[1]
+)
+def test_a_run_that_fails_says_by_what_and_is_refused_once(place, tmp_path, monkeypatch):
     synthetic.write_cache(tmp_path / "cache")
     config = synthetic.config(tmp_path, steps=2, eval_every=0)
     path = tmp_path / "logs" / "goodput.jsonl"
@@ -267,7 +278,7 @@ def test_a_run_that_fails_says_by_what_and_is_refused_once(tmp_path, monkeypatch
     def fails(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: so it is")
 
-    monkeypatch.setattr(loop.Training, "_state_at", fails)
+    monkeypatch.setattr(*place, fails)
     ends = []
     for error in (RuntimeError, UserError):
         with pytest.raises(error):
@@ -275,3 +286,12 @@ def test_a_run_that_fails_says_by_what_and_is_refused_once(tmp_path, monkeypatch
         ends.append((last := read_events(path)[-1])["reason"])
         assert last["event"] == "end" and "RESOURCE_EXHAUSTED: so it is" in last["error"]
     assert ends == ["RuntimeError", "UserError"]
+
+
+def test_what_is_refused_before_there_is_something_to_do_leaves_nothing(tmp_path):
+    synthetic.write_cache(tmp_path / "cache")
+    config = synthetic.config(tmp_path, steps=2, eval_every=0)
+    config.train.batch_size = 0
+    with pytest.raises(UserError, match="batch_size"):
+        loop.run(config)
+    assert not (tmp_path / "logs").exists()

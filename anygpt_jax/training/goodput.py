@@ -3,7 +3,7 @@
 One JSON line an event, appended by process 0: {"event", "time" (seconds since 1970), "run" (which start of the
 program), "step", "spent": {part: seconds since the program started}, …}. Events:
 
-    start      the program runs; its own beginning is "time" minus all that is spent
+    start      there is something to do; the program's own beginning is "time" minus all that is spent
     resume     training goes on from "step"; what an earlier run did past it is done again
     first_step the step is compiled and one is done
     log, save  "step" steps are done, or in a checkpoint
@@ -74,11 +74,13 @@ class Clock:
         self._since = now
 
     def spent(self) -> dict[str, float]:
+        """Seconds until now by each part of MEASURED; the caller may keep it."""
         self._settle()
         return dict(self._spent)
 
     @contextlib.contextmanager
     def within(self, part: str) -> Iterator[None]:
+        """Within, time is spent on `part`, one of MEASURED, but for what a nested one takes."""
         self._settle()
         self._parts.append(part)
         try:
@@ -118,50 +120,61 @@ class Goodput:
     """Appends one run's events to `path`. Where `writes` is False (processes but the first) it does nothing."""
 
     def __init__(self, path: pathlib.Path, clock: Clock, run: str, writes: bool = True):
-        self.path, self.clock, self._run, self._writes = path, clock, run, writes
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file() and not path.read_bytes().endswith(b"\n"):  # a line that was cut off
-                with path.open("a") as file:
+        self.path, self.clock, self.run, self._writes = path, clock, run, writes
+        self._started = False
+
+    def start(self, run: str | None = None) -> None:
+        """The first event, written when there is something to do; `run` is the start's name if it has become another."""
+        self.run, self._started = run or self.run, True
+        if self._writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):  # a line that was cut off
+                with self.path.open("a") as file:
                     file.write("\n")
         self.event("start")
 
     def event(self, event: str, step: int | None = None, **more: Any) -> None:
+        """Appends a line with the time, and what is spent so far; `more` are the event's own fields."""
         if not self._writes:
             return
         spent = {part: round(seconds, 4) for part, seconds in self.clock.spent().items()}
-        line = {"event": event, "time": round(time.time(), 4), "run": self._run, "step": step, "spent": spent, **more}
+        line = {"event": event, "time": round(time.time(), 4), "run": self.run, "step": step, "spent": spent, **more}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """Within, an error is the run's end."""
+        """Within, an error is the run's end. A UserError before the start was made by nobody's running and is not told."""
         try:
             yield
         except Exception as e:
+            if not self._started and isinstance(e, UserError):
+                raise
+            if not self._started:
+                self.start()
             self.event("end", reason=type(e).__name__, error=str(e)[:500])
             raise
 
+    def refuse_fruitless(self) -> None:
+        """UserError if the last FRUITLESS starts, and none since the last step, failed by errors of their own.
 
-def refuse_fruitless(path: pathlib.Path) -> None:
-    """UserError if the last FRUITLESS starts, and none since the last step, failed by errors of their own.
-
-    Not counted are starts that were killed, stopped by a signal, or lost a peer: a storm of preemptions ends by itself.
-    A UserError ends the count: after one it was a user who started again.
-    """
-    errors: list[str] = []
-    for of_run in reversed(_by_run(read_events(path))):
-        last = of_run[-1]
-        if any(event["event"] == "first_step" for event in of_run) or last.get("reason") in ("UserError", "finished"):
-            break
-        if last["event"] == "end" and "error" in last and not _OF_ANOTHER.search(last["error"]):
-            errors.append(f"{last['reason']}: {last['error']}")
-    if len(errors) >= FRUITLESS:
-        raise UserError(
-            f"The last {len(errors)} starts ended with an error before their first step ({path}), the newest with "
-            f"'{' '.join(errors[0].split())[:200]}'. Repair that, and run the same command again: it counts anew."
-        )
+        Not counted are starts that were killed, stopped by a signal, or lost a peer: a storm of preemptions ends by
+        itself. A UserError ends the count, this one too: after one it was a user who started again.
+        """
+        errors: list[str] = []
+        for of_run in reversed(_by_run(read_events(self.path))):
+            last = of_run[-1]
+            came_to_training = any(event["event"] == "first_step" for event in of_run)
+            if came_to_training or last.get("reason") in ("UserError", "finished"):
+                break
+            if last["event"] == "end" and "error" in last and not _OF_ANOTHER.search(last["error"]):
+                errors.append(f"{last['reason']}: {last['error']}")
+        if len(errors) >= FRUITLESS:
+            self.start()
+            raise UserError(
+                f"The last {len(errors)} starts ended with an error before their first step ({self.path}), the newest "
+                f"with '{' '.join(errors[0].split())[:200]}'. Repair that, and run the same command again: it counts anew."
+            )
 
 
 def read_events(path: pathlib.Path) -> list[dict[str, Any]]:

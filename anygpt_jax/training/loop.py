@@ -30,8 +30,9 @@ from anygpt_jax.training.checkpoints import Checkpoints, CheckpointSettings
 from anygpt_jax.training.compiler import keep_compiled
 from anygpt_jax.training.device_watch import DeviceWatch
 from anygpt_jax.training.flops import peak_flops
-from anygpt_jax.training.goodput import Clock, Goodput, process_began, refuse_fruitless
+from anygpt_jax.training.goodput import Clock, Goodput, process_began
 from anygpt_jax.training.guard import guard_settings
+from anygpt_jax.training.lease import Lease
 from anygpt_jax.training.meter import Meter, readable
 from anygpt_jax.training.metrics import MetricsWriter
 from anygpt_jax.training.optimizer import make_schedule
@@ -57,10 +58,21 @@ def run(config: ml_collections.ConfigDict) -> None:
     began = process_began()
     clock = Clock(time.time() - began)
     multihost.join(config)
-    workdir, train = pathlib.Path(config.workdir), config.train
-    vocabulary = load_vocabulary(workdir / "cache")
+    workdir = pathlib.Path(config.workdir)
+    goodput = Goodput(workdir / "logs" / "goodput.jsonl", clock, run_name(began), multihost.leads())
+    with goodput.told():
+        multihost.lead(goodput.refuse_fruitless, 0.1)
+        _run(config, workdir, clock, goodput)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path, clock: Clock, goodput: Goodput) -> None:
+    train, vocabulary = config.train, load_vocabulary(workdir / "cache")
     checks.require_same_everywhere(config, workdir / "cache")
-    with contextlib.closing(Checkpoints(workdir / "checkpoints", CheckpointSettings.from_config(train))) as checkpoints:
+    with contextlib.ExitStack() as at_the_end:
+        lease = at_the_end.enter_context(contextlib.closing(Lease(workdir)))
+        multihost.lead(lease.take)  # first: who opens the checkpoints clears away what seems to be half written
+        settings = CheckpointSettings.from_config(train)
+        checkpoints = at_the_end.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", settings)))
         problems = checks.config_problems(config, vocabulary, jax.device_count()) + checks.cache_problems(config)
         problems += checkpoint_problems(checkpoints, config, vocabulary)
         fresh = checkpoints.latest() is None
@@ -77,12 +89,9 @@ def run(config: ml_collections.ConfigDict) -> None:
         model = ModelConfig.from_config(config.model, vocabulary)
         program = train_step.build(model, train, mesh, 1 + len(vocabulary.modalities), vocabulary)
         checks.refuse(checks.memory_problems(program))
-        name = write_run_folder(workdir / "logs", run_name(began), config).name
-        goodput = Goodput(workdir / "logs" / "goodput.jsonl", clock, name, multihost.leads())
-        with goodput.told(), contextlib.closing(MetricsWriter(workdir / "logs", point.step)) as writer:
-            multihost.lead(lambda: refuse_fruitless(goodput.path), 0.1)
-            training = Training(config, vocabulary, model, program, checkpoints, point, clock, goodput, writer)
-            training.go()
+        goodput.start(write_run_folder(workdir / "logs", goodput.run, config).name)
+        writer = at_the_end.enter_context(contextlib.closing(MetricsWriter(workdir / "logs", point.step)))
+        Training(config, vocabulary, model, program, checkpoints, point, clock, goodput, writer, lease).go()
 
 
 @dataclasses.dataclass
@@ -115,10 +124,11 @@ class Training:
         clock: Clock,
         goodput: Goodput,
         writer: MetricsWriter,
+        lease: Lease,
     ):
         self.config, self.train, self.vocabulary, self.model = config, config.train, vocabulary, model
         self.program, self.checkpoints, self.point = program, checkpoints, point
-        self.clock, self.goodput, self.writer = clock, goodput, writer
+        self.clock, self.goodput, self.writer, self.lease = clock, goodput, writer, lease
         self.modalities = ("text", *vocabulary.modalities)
         self.logs = pathlib.Path(config.workdir) / "logs"
         self.patience = guard_settings(self.train).patience
@@ -233,6 +243,7 @@ class Training:
             logs, evaluates = last or done % train.log_every == 0, not asked and self._evaluates(done, last)
             saves = last or done % train.save_every == 0
             if logs or evaluates or saves:
+                self.lease.require()
                 # The step that the patience ends with is the same whether this one was read or not.
                 if pending and not self._hopeless(bad):
                     bad = self._read(pending)
