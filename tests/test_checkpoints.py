@@ -176,14 +176,15 @@ def test_a_reader_makes_nothing_and_cleans_nothing(tmp_path):
 def test_inspect_shows_what_is_there(tmp_path, capsys):
     world.write(tmp_path, [1, 2], metrics={1: 1.25})
     (tmp_path / "3.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
-    (tmp_path / "0.damaged").mkdir()
+    for name in ("0.damaged", "0.left"):
+        (tmp_path / name).mkdir()
     with open(tmp_path / "2" / "params" / "_METADATA", "a") as file:
         file.write(" ")
     place, out = str(tmp_path), tmp_path / "out.json"
     assert cli.main(["inspect", place, "--step", "1", "--norms", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert {one["name"]: one["status"] for one in found["checkpoints"]} == {
-        "0.damaged": "set aside", "1": "finished", "2": "finished", "3.orbax-checkpoint-tmp": "unfinished",
+        "0.damaged": "set aside", "0.left": "set aside", "1": "finished", "2": "finished", "3.orbax-checkpoint-tmp": "unfinished",
     }  # fmt: skip
     described, params = found["described"], world.state(1)["params"]
     assert described["vocabulary"]["fingerprint"] == synthetic.vocabulary().fingerprint
@@ -194,7 +195,7 @@ def test_inspect_shows_what_is_there(tmp_path, capsys):
     for name, values in (("blocks/gate", params["blocks"]["gate"]), ("embedding", params["embedding"])):
         norm = float(np.linalg.norm(np.asarray(values, np.float64).ravel()))
         assert described["parameters"][name]["norm"] == pytest.approx(norm, rel=1e-6)
-    sizes = found["checkpoints"][1]["bytes"]
+    (sizes,) = (one["bytes"] for one in found["checkpoints"] if one["name"] == "1")
     on_disk = sum(path.stat().st_size for path in (tmp_path / "1" / "optimizer").rglob("*") if path.is_file())
     assert sizes["optimizer"] == on_disk
     capsys.readouterr()

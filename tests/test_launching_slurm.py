@@ -181,3 +181,11 @@ def test_sbatch_refuses(slurm, capsys):
     (slurm / "bin" / "sbatch").write_text("#!/bin/bash\necho sbatch: error: invalid partition >&2\nexit 1\n")
     assert launch(slurm / "run") == 2
     assert "sbatch did not take the job: sbatch: error: invalid partition" in capsys.readouterr().err
+
+
+def test_a_config_that_is_locked_is_left_alone(slurm, capsys):
+    """A modality tokenizer's, which has no `multihost` of its own."""
+    config = f"--config={ROOT / 'configs' / 'tokenizer_image.py'}"
+    line = ["launch", config, f"--workdir={slurm}", "--target=slurm", "--name=a-run", "--dry-run"]
+    assert cli.main(line) == 0
+    assert "anygpt train --config=" in capsys.readouterr().out

@@ -214,7 +214,8 @@ def test_a_sweep_ranks_what_fits_and_stops_where_nothing_does():
         )
         return planned(speed=speed, refused="" if fits else "too much", remat=candidate.remat)
 
-    found = sweep.sweep(sweep.candidates([{"fsdp": 64}], ["minimal", "full"], [1, 2, 4, 8]), plan)
+    found, refused = sweep.sweep(sweep.candidates([{"fsdp": 64}], ["minimal", "full"], [1, 2, 4, 8]), plan)
+    assert not refused
     assert seen == [("minimal", 1), ("minimal", 2), ("minimal", 4), *[("full", n) for n in (1, 2, 4, 8)]]
     speeds = [e.speed.tokens_per_second_per_chip for e in found]
     assert speeds[:-1] == [8.0, 6.0, 4.0, 3.0, 2.0, 1.0]

@@ -281,6 +281,26 @@ def test_a_sweep_over_kinds_ranks_by_tokens_a_dollar(tmp_path, monkeypatch, caps
     assert [e["topology"][:3] for e in json.loads((tmp_path / "j").read_text())] == ["v5p", "v6e", "v5e"]
 
 
+def test_a_candidate_that_no_run_takes_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    """With two microbatches a row a device is too few, and two are enough."""
+
+    def plan(topology, config):
+        if config.train.batch_size < 128:
+            raise UserError("train.batch_size=64 must be a multiple of 128.")
+        return made(topology, config)
+
+    config = settings(tmp_path, microbatches=2)
+    flags = ["--accelerator=v5p-128", "--sweep", "--sweep-mesh=fsdp=64", "--sweep-remat", "full", "--sweep-rows", "1"]
+    run(config, monkeypatch, *flags, "2", plan=plan)
+    _, row, refused = capsys.readouterr().out.splitlines()
+    assert row.endswith("batch 128")
+    assert (
+        refused == "not taken: v5p-128, fsdp=64, remat full, batch 64: train.batch_size=64 must be a multiple of 128."
+    )
+    with pytest.raises(UserError, match=r"(?s)No run takes any of these:.*batch 64: train.batch_size=64 must be"):
+        run(config, monkeypatch, *flags, plan=plan)
+
+
 def test_a_chip_without_a_price_is_ranked_after_those_with_one(tmp_path):
     config = settings(tmp_path)
     fast = made(Topology.parse("tpu7x:4x4x2"), config, tokens=20_000.0)

@@ -44,6 +44,32 @@ def test_a_runs_folder_says_what_ran_and_no_secret(tmp_path, monkeypatch):
     assert {"jax", "flax", "orbax-checkpoint"} <= environment["packages"].keys()
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"a": [{"api_key": "x", "b": 1}, 2]}, {"a": [{"api_key": run_folder.MASK, "b": 1}, 2]}),
+        ({"credentials": {"user": "x"}}, {"credentials": run_folder.MASK}),
+        ({"password": ["x"], "other": ["x"]}, {"password": run_folder.MASK, "other": ["x"]}),
+        ({"password": "", "secret": None, "api_key": []}, {"password": "", "secret": None, "api_key": []}),
+    ],
+)
+def test_secrets_are_masked_wherever_they_are(values, expected):
+    assert run_folder.masked(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a --api_key hunter2 --n 3", f"a --api_key {run_folder.MASK} --n 3"),
+        ("a --api_key=hunter2 b", f"a --api_key={run_folder.MASK} b"),
+        ("a --password --n 3", "a --password --n 3"),
+        ("a --max_tokens 3", "a --max_tokens 3"),
+    ],
+)
+def test_a_command_line_is_kept_without_its_secrets(line, expected):
+    assert " ".join(run_folder.masked_arguments(line.split(" "))) == expected
+
+
 def git(folder, *command):
     subprocess.run(
         ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True, capture_output=True

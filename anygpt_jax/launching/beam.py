@@ -20,6 +20,7 @@ RUNNERS = {"dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "Spark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One group for all three targets; `beam_options` says which of the flags a target needs."""
     group = parser.add_argument_group("dataflow, flink, spark", "the data side, a Beam job (--job=tokenize)")
     group.add_argument(
         "--image", help="the workers' container (launch/container/Dockerfile, target beam-worker); or --worker-pool"
@@ -36,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(job: Job, args: argparse.Namespace) -> None:
+    """Waits until the cluster has tokenized. UserError for another verb, or flags that do not go together.
+
+    SystemExit if `anygpt tokenize`, which runs in this process, ends with another code than 0.
+    """
     if job.verb != "tokenize":
         raise UserError(f"--target={args.target} runs --job=tokenize alone.")
     runner, options = beam_options(job.name, args)

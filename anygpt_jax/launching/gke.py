@@ -25,6 +25,7 @@ PATIENCE = 20  # polls without an answer, after which the cluster is given up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the JobSet (`jobset.manifest`) and of watching it; --stacks too needs --image and --bucket."""
     group = parser.add_argument_group("gke", "a JobSet, applied with kubectl to its current cluster")
     group.add_argument("--image", required=True, help="the container's, with its tag")
     group.add_argument("--bucket", required=True, help=f"mounted at {BUCKET}, the folder that all paths begin in")

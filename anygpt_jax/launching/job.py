@@ -60,9 +60,11 @@ class Job:
         return pathlib.Path(self.config.workdir) / "logs" / "launch" / self.name / f"config-{self.digest()}.py"
 
     def argv(self, config_path: str) -> list[str]:
+        """The command's words; `config_path` is where the host has the config."""
         return ["anygpt", self.verb, f"--config={config_path}", *self.arguments]
 
     def command(self, config_path: str) -> str:
+        """The same as one line, quoted for a shell."""
         return shlex.join(self.argv(config_path))
 
 

@@ -95,6 +95,7 @@ def manifest(job: Job, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def config_name(job: Job) -> str:
+    """Of the job's ConfigMap: JOB-DIGEST, so that another config has another one."""
     return f"{job.name}-{job.digest()}"
 
 

@@ -38,6 +38,7 @@ STACKS_SECONDS = 2.0  # that processes have to tell their stacks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the pod's size, and --stacks, which starts nothing."""
     group = parser.add_argument_group("local", "a pod on this machine: CPU devices, gloo between the processes")
     group.add_argument("--processes", type=int, default=2, metavar="N", help="as a pod has hosts (2)")
     group.add_argument("--devices-per-process", type=int, default=1, metavar="N", help="as a host has chips (1)")
@@ -105,6 +106,7 @@ def script(pod: LocalPod) -> str:
 
 
 def free_port() -> int:
+    """A TCP port of localhost that nothing uses at the moment; it is not held."""
     with contextlib.closing(socket.socket()) as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]
@@ -160,6 +162,10 @@ class Launcher:
             self.kill = True
 
     def go(self) -> None:
+        """Until the job is done. UserError if it cannot be, or was restarted as often as it may be.
+
+        SystemExit 128 + signal if it was told to stop, also when not all had saved by then.
+        """
         pod, verdict = self.pod, Verdict.RESTART
         while verdict is Verdict.RESTART:
             codes = self._once()

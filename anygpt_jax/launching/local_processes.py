@@ -34,13 +34,16 @@ class LocalPod:
 
     @property
     def folder(self) -> pathlib.Path:
+        """WORKDIR/logs/launch: all that the launcher writes."""
         return pathlib.Path(self.job.config.workdir) / "logs" / "launch"
 
     @property
     def config(self) -> pathlib.Path:
+        """The frozen config, which every process reads."""
         return self.folder / "config.py"
 
     def output(self, index: int) -> pathlib.Path:
+        """What one process says on either stream, each start's after the last."""
         return self.folder / f"process_{index}.txt"
 
     def command(self, index: int, port: int) -> Command:
@@ -105,8 +108,9 @@ class Processes:
         return [process.poll() for process in self._running]
 
     def send(self, number: int) -> None:
+        """A signal to all processes; none to one that has ended."""
         for process in self._running:
-            process.send_signal(number)  # none to one that has ended
+            process.send_signal(number)
 
     def send_to_listeners(self, number: int) -> list[int]:
         """To processes that have a handler for it, others would die of it; returns those others that run."""

@@ -60,6 +60,10 @@ def add_arguments_for(parser: argparse.ArgumentParser, argv: Sequence[str]) -> N
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Checks the job and hands it to its target's `run`. UserError of what is wrong with config and flags.
+
+    SystemExit 2 for arguments that the verb itself does not take.
+    """
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts} must be at least 0.")
     refuse_secrets(config)

@@ -65,6 +65,7 @@ class QueuedResource:
 
     @property
     def accelerator(self) -> Accelerator:
+        """The job's, which is never None on this target."""
         assert self.job.accelerator is not None  # tpu_vm.resource sees to it
         return self.job.accelerator
 
@@ -80,6 +81,7 @@ class QueuedResource:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def create(self) -> Command:
+        """Asks for all slices together. --async: it does not wait until they are there."""
         slices = self.accelerator.slices
         nodes = (f"--node-count={slices}", f"--node-prefix={self.job.name}")
         flags = [
@@ -95,6 +97,7 @@ class QueuedResource:
         return self._gcloud("create", *flags)
 
     def describe(self) -> Command:
+        """Prints the resource as JSON, for `state_in`."""
         return self._gcloud("describe", "--format=json")
 
     def delete(self) -> Command:
@@ -108,6 +111,7 @@ class QueuedResource:
         return self._gcloud("ssh", f"--node={which}", f"--worker={which}", *tunnel, f"--command={script}")
 
     def start(self, run: int) -> Command:
+        """Makes start number `run` on all workers; asked for twice, it is made once."""
         return self.ssh(tpu_vm_hosts.start(self.job, run, self.image, self.bucket, self.digest))
 
     def _gcloud(self, verb: str, *flags: str) -> Command:
@@ -179,7 +183,7 @@ def answer(
 
 def pause(attempt: int, poll: float) -> float:
     """Seconds, growing to ten polls, between half and all of it by chance: many launchers must not ask in step."""
-    return min(poll * 2.0**attempt, 10 * poll) * random.uniform(0.5, 1)
+    return min(2.0 ** min(attempt, 4), 10.0) * poll * random.uniform(0.5, 1)
 
 
 def summary(outcome: Outcome) -> str:

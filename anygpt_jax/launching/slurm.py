@@ -7,6 +7,8 @@ import dataclasses
 import pathlib
 import shlex
 
+import ml_collections
+
 from anygpt_jax.errors import UserError
 from anygpt_jax.launching.job import Job
 from anygpt_jax.launching.main import for_devices, require_processes
@@ -31,6 +33,7 @@ exit "$code"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the batch script; `run` checks their values."""
     group = parser.add_argument_group("slurm", "sbatch, in the environment and the folder that it is called from")
     group.add_argument("--nodes", type=int, default=1, metavar="N", help="with one process each (1)")
     group.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="which a process has (0)")
@@ -41,13 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(job: Job, args: argparse.Namespace) -> None:
+    """Submits, and does not wait for the end. UserError if the flags or the config cannot be run, or sbatch refuses.
+
+    The config is written to `job.config_path()`, in a folder that all nodes must see.
+    """
     if min(args.nodes, args.grace) < 1 or args.gpus_per_node < 0:
         raise UserError("--nodes and --grace must be at least 1, --gpus-per-node at least 0.")
     require_processes(job.config, job.verb, job.arguments, args.nodes)
-    job.config.multihost = args.nodes > 1
+    config = ml_collections.ConfigDict(job.config.to_dict())
+    config.multihost = args.nodes > 1
     if args.gpus_per_node:
-        config = for_devices(job.config, job.verb, args.nodes * args.gpus_per_node, args.vocab_size)
-        job = dataclasses.replace(job, config=config)
+        config = for_devices(config, job.verb, args.nodes * args.gpus_per_node, args.vocab_size)
+    job = dataclasses.replace(job, config=config)
     path = job.config_path()
     submit = Command(("sbatch",), script(job, args, path), "submit")
     if args.dry_run:

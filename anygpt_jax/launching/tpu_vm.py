@@ -19,6 +19,7 @@ from anygpt_jax.launching.tpu_vm_launcher import PATIENCE, Launcher
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None is required here: `resource` says which are missing."""
     group = parser.add_argument_group("tpu-vm", "Cloud TPU queued resources; needs `gcloud`, logged in")
     group.add_argument("--zone", metavar="ZONE", help="where the TPUs are, as us-east5-a")
     group.add_argument("--project", default="", metavar="ID", help="default: gcloud's own")

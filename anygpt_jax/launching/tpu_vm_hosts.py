@@ -119,6 +119,7 @@ class Host:
 
     @property
     def runs(self) -> bool:
+        """Whether the container has not ended: it is at work, or is about to start."""
         return self.run >= 0 and not self.ended
 
 
@@ -137,6 +138,7 @@ def hosts(output: str) -> list[Host]:
 
 
 def container(job: Job, run: int) -> str:
+    """A container's name, on every host the same; earlier starts' keep theirs."""
     return f"{job.name}-{run}"
 
 

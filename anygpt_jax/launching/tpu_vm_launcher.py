@@ -43,6 +43,8 @@ TOGETHER = 10.0  # seconds: of processes that end within so many, each may have 
 
 
 class Launcher:
+    """Takes one job's slices from whatever state they are in to the end, with a look every `poll` seconds."""
+
     def __init__(self, slices: QueuedResource, poll: float):
         self.slices, self.job, self.poll = slices, slices.job, poll
         self.restarts = 0  # by this launcher

@@ -82,14 +82,17 @@ class Accelerator:
 
     @property
     def count(self) -> int:
+        """What names count in one slice: TensorCores on v4, v5p and tpu7x, chips on v5e and v6e."""
         return self.slice_chips * self.family.cores
 
     @property
     def slices(self) -> int:
+        """Their number, all of one shape."""
         return self.topology.slices
 
     @property
     def slice_chips(self) -> int:
+        """Of one slice, on all its hosts."""
         return math.prod(self.topology.shape)
 
     @property
@@ -99,6 +102,7 @@ class Accelerator:
 
     @property
     def chips_per_host(self) -> int:
+        """The whole slice if it is one host, otherwise 4."""
         return self.slice_chips if self.slice_chips <= self.family.one_host else 4
 
     @property
@@ -108,6 +112,7 @@ class Accelerator:
 
     @property
     def machine(self) -> str:
+        """GKE's type of one host, for example ct5p-hightpu-4t."""
         return self.family.machine.format(self.chips_per_host)
 
     def sizes(self) -> list[Accelerator]:

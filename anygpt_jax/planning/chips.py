@@ -81,18 +81,22 @@ class Topology:
 
     @property
     def name(self) -> str:
+        """CHIP:AxBxC, as `parse` reads it: one slice, whatever their number."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def chips(self) -> int:
+        """Of all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def slice_devices(self) -> int:
+        """Of one slice, as jax counts them: two a chip on tpu7x."""
         return math.prod(self.shape) * self.chip.devices_per_chip
 
     @property
     def devices(self) -> int:
+        """Of all slices, as jax counts them."""
         return self.slice_devices * self.slices
 
     @property

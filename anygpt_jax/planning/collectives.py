@@ -15,6 +15,8 @@ DCN = "dcn"  # a transfer between slices, by way of the hosts
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
+    """A collective, or a transfer to other slices, as one device takes part in it."""
+
     kind: str
     key: str  # the same for all parts of one that is spread over several instructions
     bytes: float  # of the whole array on a device: an all-gather's output, a reduce-scatter's input

@@ -55,6 +55,7 @@ class Memory:
 
     @property
     def hbm(self) -> int:
+        """All that is allocated on the chip: an output in an argument's place counts once, `host` not at all."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.program
 
 
@@ -84,6 +85,7 @@ def compiler_version() -> str:
 
 
 def default_cache() -> pathlib.Path:
+    """Where compiled programs are kept: anygpt/plan in $XDG_CACHE_HOME or ~/.cache. It need not be there yet."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anygpt" / "plan"
 
 

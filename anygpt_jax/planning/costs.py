@@ -51,6 +51,7 @@ class Costs:
         self._products = functools.cache(self._product_work)
 
     def work(self, x: Instruction, computation: Computation) -> Work:
+        """Of one instruction. A fusion's products are those inside it, its bytes what goes between it and HBM."""
         flops, seconds = self._product(x, computation)
         for called in self.module.called_by(x) if x.opcode == "fusion" else ():
             more = self._products(called.name)

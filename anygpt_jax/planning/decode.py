@@ -88,6 +88,7 @@ def plan_decode(
         lowered = jax.jit(write, donate_argnums=3, out_shardings=(ids.sharding, on)).lower(params, ids, ids, cache)
         began = time.perf_counter()
         compiled = lowered.compile(compiler_options=compiler_options("tpu"))
+    compile_seconds = time.perf_counter() - began
     stats, text = compiled.memory_analysis(), compiled.as_text()
     assert stats is not None and text is not None
     step = Breakdown()
@@ -103,5 +104,5 @@ def plan_decode(
         arguments=stats.argument_size_in_bytes,
         step=step,
         limit=(weights + cached) / topology.chip.hbm_bandwidth,
-        compile_seconds=time.perf_counter() - began,
+        compile_seconds=compile_seconds,
     )

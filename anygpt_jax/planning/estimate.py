@@ -70,10 +70,12 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
+        """What is allocated in HBM: all parts, but neither `host` nor `peak`."""
         return self.parameters + self.optimizer + self.batch + self.activations + self.temporaries + self.program
 
     @property
     def fits(self) -> bool:
+        """By the sum alone; `Estimate.fits` also knows whether the compiler refused."""
         return self.total <= self.limit
 
 
@@ -127,6 +129,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
+        """Whether the compiler took the program and what it allocates is within HBM."""
         return not self.refused and self.memory.fits
 
 
@@ -195,6 +198,11 @@ def _origin(computation: Computation, name: str) -> Instruction | None:
 
 
 def memory_of(compiled: Compiled, module: Module | None, topology: Topology) -> MemoryUse:
+    """`module` is the parsed program, None where there is none because it does not fit.
+
+    The compiler tells one number of such a program: what is not the state is then temporaries, and the total is
+    above the limit.
+    """
     memory, parameters, optimizer = compiled.memory, compiled.state["params"], compiled.state["optimizer"]
     activations = min(saved_activations(module), memory.temporaries) if module else 0
     rest = memory.arguments + memory.outputs - memory.aliased - parameters - optimizer

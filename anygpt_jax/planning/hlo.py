@@ -36,15 +36,19 @@ class Shape:
 
     @property
     def elements(self) -> int:
+        """Their number; 1 of a scalar."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
+        """Rounded up to a whole one, without the padding of the chip's tiles."""
         return -(-self.elements * BITS[self.dtype] // 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One line of a computation; `operands` are names of others in it, see `Computation.shapes_of`."""
+
     name: str
     opcode: str
     shapes: tuple[Shape, ...]  # one, or a tuple's elements
@@ -92,19 +96,24 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
+    """Instructions as they stand in the text, which is the order that a scheduled program runs them in."""
+
     name: str
     instructions: tuple[Instruction, ...]
 
     @functools.cached_property
     def by_name(self) -> Mapping[str, Instruction]:
+        """Name, without its %, → instruction."""
         return {x.name: x for x in self.instructions}
 
     @functools.cached_property
     def root(self) -> Instruction:
+        """What gives the computation's result: the one that is marked ROOT, otherwise the last."""
         return next((x for x in self.instructions if x.root), self.instructions[-1])
 
     @functools.cached_property
     def users(self) -> Mapping[str, tuple[Instruction, ...]]:
+        """Operand → instructions that take it, in order. An element `name#k` is by itself, apart from `name`."""
         found: dict[str, list[Instruction]] = {}
         for x in self.instructions:
             for operand in dict.fromkeys(x.operands):
@@ -122,10 +131,13 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
+    """The computations of a program by name, and the one that it begins with."""
+
     computations: Mapping[str, Computation]
     entry: Computation
 
     def called_by(self, instruction: Instruction) -> Iterator[Computation]:
+        """The computations of `Instruction.called` in that order, without those that are not in the text."""
         return (self.computations[name] for name in instruction.called if name in self.computations)
 
     def trip_count(self, loop: Instruction) -> int | None:

@@ -34,6 +34,7 @@ class Interruptions:
 
     @property
     def lost_share(self) -> float:
+        """Of the whole time, 0 to 1; 1 for a run that never ends."""
         return self.lost_hours / self.hours if math.isfinite(self.hours) else 1.0
 
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Either --accelerator or --topology is required; defaults are those of the modules that take them."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--accelerator", action="append", metavar="CHIP-N",
@@ -84,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Prints the page, or the sweep's table, and writes --json. UserError if the config or the flags make no plan."""
     if config.get("kind") != "decoder":
         raise UserError(f"`anygpt plan` plans a decoder's training, and config.kind is '{config.get('kind')}'.")
     accelerators, assumed = _accelerators(args), _assumptions(args)
@@ -92,9 +94,15 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     vocabulary = _vocabulary(config, args.vocab_size)
     cache = pathlib.Path(args.cache) if args.cache else default_cache()
     if args.sweep:
-        found = [e for a in accelerators for e in _sweep(config, args, vocabulary, a.topology, cache)]
+        found, refused = [], []
+        for accelerator in accelerators:
+            planned, why_not = _sweep(config, args, vocabulary, accelerator.topology, cache)
+            found += planned
+            refused += [page.refusal_line(accelerator.name, candidate, why) for candidate, why in why_not.items()]
+        if not found:
+            raise UserError("\n".join(["No run takes any of these:", *refused]))
         found.sort(key=lambda e: sweep.rank(e, args.price))
-        print(page.table(found, args.price))
+        print("\n".join([page.table(found, args.price), *refused]))
         written: Any = [as_json(e) for e in found]
     else:
         written = _one(config, args, vocabulary, accelerators[0], cache, assumed)
@@ -267,7 +275,7 @@ def _sweep(
     vocabulary: Vocabulary,
     topology: Topology,
     cache: pathlib.Path,
-) -> list[Estimate]:
+) -> tuple[list[Estimate], dict[sweep.Candidate, str]]:
     meshes = [sweep.parse_mesh(text) for text in args.sweep_mesh or ()] or sweep.default_meshes(topology)
     if min(args.sweep_rows) < 1:
         raise UserError("--sweep-rows must be at least 1.")
@@ -279,9 +287,8 @@ def _sweep(
             changed.mesh = ml_collections.ConfigDict(dict(candidate.mesh))
             changed.model.remat = candidate.remat
             changed.train.batch_size = candidate.batch_size
-            found = plan(changed, vocabulary, topology, cache)
             bar.update()
-            return found
+            return plan(changed, vocabulary, topology, cache)
 
         return sweep.sweep(iter(groups), one, args.price)
 

@@ -19,6 +19,7 @@ from anygpt_jax.planning.estimate import (
 
 
 def axes_text(mesh: dict[str, int]) -> str:
+    """As "fsdp=16 × tensor=4", without axes of size 1; "one device" if there are no others."""
     return " × ".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "one device"
 
 
@@ -101,6 +102,12 @@ def page(e: Estimate, name: str = "", below: Sequence[str] = ()) -> str:
 
 def _counts(kinds: dict[str, int]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
+
+
+def refusal_line(slice_name: str, candidate: sweep.Candidate, why: str) -> str:
+    """Of a sweep's candidate that no run takes, in the place of a row of the table."""
+    settings = f"{axes_text(dict(candidate.mesh))}, remat {candidate.remat}, batch {candidate.batch_size}"
+    return f"not taken: {slice_name}, {settings}: {why}"
 
 
 def table(estimates: Iterable[Estimate], paid: float | None = None) -> str:

@@ -24,7 +24,7 @@ def _size(number: float) -> str:
 def _duration(seconds: float) -> str:
     """With the unit that suits it."""
     if seconds < 120:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
@@ -47,6 +47,7 @@ def _bill_lines(bill: Bill) -> list[str]:
 
 
 def preflight_lines(p: Preflight) -> list[str]:
+    """For `below` of `page.page`: money, data and checkpoints, an empty line before each."""
     assumed, save, feed = p.assumptions, p.saving, p.feed
     lines = ["", "Money, for the run's tokens:"]
     lines += [line for bill in p.bills for line in _bill_lines(bill)]

@@ -40,4 +40,5 @@ def rates(chip: str, paid: float | None = None) -> dict[str, float | None]:
 
 
 def tokens_per_dollar(tokens_per_second_per_chip: float, rate: float) -> float:
+    """At `rate` USD per chip-hour, with nothing lost to saving or interruptions."""
     return 3600 * tokens_per_second_per_chip / rate

@@ -20,6 +20,8 @@ ROWS = (1, 2, 4, 8)  # of the batch on each device that has rows of its own
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
+    """What is compiled once: a mesh as (axis, size) pairs, a remat policy, and rows as in `ROWS`."""
+
     mesh: tuple[tuple[str, int], ...]
     remat: str
     rows: int
@@ -64,15 +66,23 @@ def candidates(
 
 def sweep(
     groups: Iterator[list[Candidate]], plan: Callable[[Candidate], Estimate], paid: float | None = None
-) -> list[Estimate]:
-    """Plans the candidates, larger batches only as long as they fit; sorted by `rank`."""
-    found = []
+) -> tuple[list[Estimate], dict[Candidate, str]]:
+    """Plans the candidates, larger batches only as long as they fit: sorted by `rank`, and why others were refused.
+
+    `plan` raises UserError for a candidate that no run takes, as one whose heads do not divide over the mesh.
+    """
+    found: list[Estimate] = []
+    refused: dict[Candidate, str] = {}
     for group in groups:
         for candidate in group:
-            found.append(plan(candidate))
+            try:
+                found.append(plan(candidate))
+            except UserError as e:
+                refused[candidate] = str(e)
+                continue
             if not found[-1].fits:
                 break
-    return sorted(found, key=lambda e: rank(e, paid))
+    return sorted(found, key=lambda e: rank(e, paid)), refused
 
 
 def worth(estimate: Estimate, paid: float | None = None) -> float:

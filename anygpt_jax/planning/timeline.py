@@ -49,9 +49,11 @@ class Breakdown:
 
     @property
     def seconds(self) -> float:
+        """The step's: what is hidden, and the roofline, are no part of it."""
         return self.matmul + self.attention + self.elementwise + self.exposed + self.waits
 
     def add(self, other: Breakdown, times: float = 1.0) -> None:
+        """Adds every field of another one, so many times, to this one."""
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + times * getattr(other, field.name))
 
@@ -71,6 +73,7 @@ class Timeline:
         self.costs = Costs(module, topology.chip)
 
     def step(self) -> Breakdown:
+        """The entry from end to end: loops by their trip counts, of a conditional the longest branch."""
         return self._run(self.module.entry, in_loop=False)
 
     def _run(self, computation: Computation, in_loop: bool) -> Breakdown:

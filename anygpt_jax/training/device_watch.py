@@ -36,5 +36,6 @@ class DeviceWatch:
         return self._idle_since if self._finished == self._given else None
 
     def close(self) -> None:
+        """Ends the thread after what it was given; waits for that 10 seconds at most."""
         self._results.put(None)
         self._thread.join(timeout=10.0)

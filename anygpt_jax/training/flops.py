@@ -52,7 +52,8 @@ def peak_flops(devices: int) -> tuple[float, str]:
     kind = jax.devices()[0].device_kind
     if kind in PEAK:
         return PEAK[kind] * devices, f"{kind} data sheet, bfloat16"
-    # A CPU's fake devices share its cores: the host is measured as one.
+    # A CPU's fake devices share its cores: they are measured as one.
+    alone = jax.devices()[0].platform != "cpu"
     size, best = 1024, float("inf")
     matrix = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(jnp.matmul)
@@ -61,4 +62,5 @@ def peak_flops(devices: int) -> tuple[float, str]:
         begun = time.perf_counter()
         multiply(matrix, matrix).block_until_ready()
         best = min(best, time.perf_counter() - begun)
-    return 2.0 * size**3 / best, f"best of 8 float32 matmuls of {size} on this {kind}"
+    rate = 2.0 * size**3 / best * (devices if alone else 1)
+    return rate, f"best of 8 float32 matmuls of {size} on {'each' if alone else 'this'} {kind}"

@@ -24,6 +24,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def is_remote(path: epath.Path | str) -> bool:
+    """Whether a path has a scheme, as those in buckets do (gs://)."""
     return "://" in str(path)
 
 
@@ -46,7 +47,7 @@ def is_final(path: epath.Path) -> bool:
 
 
 def steps_in(directory: epath.Path) -> Iterator[epath.Path]:
-    """Whatever belongs to a step: final, unfinished or damaged."""
+    """Whatever belongs to a step: final, unfinished or set aside."""
     if directory.is_dir():
         for path in sorted(directory.iterdir(), key=lambda p: p.name):
             if path.name.split(".")[0].isdigit():

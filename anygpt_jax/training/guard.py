@@ -45,6 +45,7 @@ def guard_settings(train: ml_collections.ConfigDict) -> GuardSettings:
 
 
 def fresh_guard() -> GuardState:
+    """The state before any step: scalars, all zero."""
     return {"norm": jnp.zeros((), jnp.float32)} | {
         name: jnp.zeros((), jnp.int32) for name in ("good", "skipped", "in_a_row")
     }

@@ -22,6 +22,7 @@ NEEDS_CONFIG = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `data.inspect`, as one verb serves both, and those of checkpoints."""
     of_cache.add_arguments(parser)
     parser.add_argument(
         "--step", type=int, metavar="N", help="of checkpoints: which one is described; default: the last"
@@ -57,7 +58,7 @@ class Found:
 def look_at(path: epath.Path, *, verify: bool) -> Found:
     """A step's folder as it is; `verify` reads every byte."""
     problems: tuple[str, ...] = ()
-    if folders.DAMAGED in path.name:
+    if folders.DAMAGED in path.name or folders.LEFT in path.name:
         status = "set aside"
     elif not path.name.isdigit() or not folders.is_final(path):
         status = "unfinished"
@@ -85,6 +86,7 @@ def _saved(path: epath.Path) -> str:
 
 
 def size(count: float) -> str:
+    """Bytes to three digits, in steps of 1000: 1.23 GB."""
     units = ["B", "KB", "MB", "GB", "TB"]
     while count >= 1000 and len(units) > 1:
         count /= 1000
@@ -93,6 +95,10 @@ def size(count: float) -> str:
 
 
 def table(found: list[Found]) -> str:
+    """A line each: name, status, bytes and the four largest items, when, metrics; below it up to five problems.
+
+    `found` must not be empty.
+    """
     width = max(len(one.name) for one in found)
     lines = []
     for one in found:
@@ -179,6 +185,10 @@ def readable(about: dict[str, Any]) -> str:
 
 
 def run(config: ml_collections.ConfigDict | None, args: argparse.Namespace) -> None:
+    """Tells of checkpoints; of a cache `data.inspect` does.
+
+    UserError if there is no such step to read, or, after all is told, if a checkpoint is damaged.
+    """
     place = checkpoints_of(args.place)
     if place is None:
         if args.step is not None or args.norms:

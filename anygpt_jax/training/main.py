@@ -10,6 +10,7 @@ from anygpt_jax.errors import UserError
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """By `config.kind`, decoder or tokenizer; the other's modules are not imported. UserError if it is neither."""
     if config.kind == "decoder":
         from anygpt_jax.training import loop
 

@@ -36,6 +36,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
+        """Begins a new interval; what the ETA's rate remembers of older ones stays."""
         self._sums: list[LossSums] = []
         self._grad_norms: list[float] = []
         self._skipped, self._steps, self._tokens, self._flops = 0, 0, 0, 0.0

@@ -61,6 +61,7 @@ class MetricsWriter:
         return [line for line in whole if line]
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """One line, and one TensorBoard scalar for every number in it, tagged as `scalars` has it."""
         if self._events is None:
             return
         with self.path.open("a") as file:
@@ -69,5 +70,6 @@ class MetricsWriter:
             self._events.add_scalar(tag, number, step)
 
     def close(self) -> None:
+        """Closes TensorBoard's file; metrics.jsonl is open only while a line is written."""
         if self._events is not None:
             self._events.close()

@@ -34,6 +34,7 @@ class Progress:
         return cls(int(fields["batch_offset"]), int(fields["base"]), rollbacks)
 
     def to_json(self) -> dict[str, Any]:
+        """As a checkpoint's item `progress` has it."""
         return dataclasses.asdict(self)
 
     def saved(self, step: int) -> Progress:

@@ -34,6 +34,7 @@ class Retention:
         return found
 
     def policy(self) -> ocm.PreservationPolicy:
+        """For Orbax's checkpoint manager, and for the mirror, which asks it itself (`mirror.retire`)."""
         rules: list[ocm.PreservationPolicy] = [ocm.LatestN(n=self.last)]
         if self.every:
             rules.append(ocm.EveryNSteps(interval_steps=self.every))

@@ -61,9 +61,10 @@ def write_run_folder(logs: pathlib.Path, name: str, config: ml_collections.Confi
 
 
 def environment(arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
+    """What environment.json holds; of `variables` only those that VARIABLES names, without hosts and secrets."""
     devices = jax.devices()
     return {
-        "command": [masked_argument(argument) for argument in arguments],
+        "command": masked_arguments(arguments),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
@@ -86,15 +87,25 @@ def packages() -> dict[str, str]:
 
 
 def masked(values: Any, name: str = "") -> Any:
-    """A config without the values of names that look like a password."""
+    """A config without the values, lists and whole mappings of names that look like a password."""
+    if SECRET.search(name) and values not in (None, "", [], {}):
+        return MASK
     if isinstance(values, Mapping):
         return {key: masked(value, str(key)) for key, value in values.items()}
-    return MASK if SECRET.search(name) and values not in (None, "") else values
+    return [masked(value) for value in values] if isinstance(values, list | tuple) else values
 
 
-def masked_argument(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return f"{name}={MASK}" if equals and value and SECRET.search(name) else argument
+def masked_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line without what follows a name that looks like a password, as NAME=VALUE or in the next word."""
+    found: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        before = found[-1] if found else ""
+        if before.startswith("-") and "=" not in before and SECRET.search(before) and not argument.startswith("-"):
+            found.append(MASK)
+        else:
+            found.append(f"{name}={MASK}" if equals and value and SECRET.search(name) else argument)
+    return found
 
 
 def git_state(package: pathlib.Path) -> dict[str, Any] | None:
