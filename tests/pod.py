@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import ml_collections
+from compiling import QUICK
 
 # Children are forked from a process that has imported everything and started nothing: seconds less a start.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -32,7 +33,7 @@ def _process(config: str, index: int, count: int, devices: int, port: int, outpu
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count={devices}"
     if count > 1:
         os.environ.update(
             JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index)

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 
+from compiling import QUICK
+
 
 @contextlib.contextmanager
 def process(folder: pathlib.Path, *arguments: str) -> Iterator[tuple[subprocess.Popen, int]]:
     """(process, port); it gets SIGTERM in the end. Compiled programs are kept in `folder`, where it runs."""
     log = folder / "serve.log"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
     with log.open("wb") as out:
         command = [sys.executable, "-m", "anygpt_jax.cli", "serve", "--port", "0", *arguments]
         running = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)

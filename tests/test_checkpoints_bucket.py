@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from compiling import QUICK
 
 HERE = pathlib.Path(__file__).parent
 
@@ -15,7 +16,7 @@ HERE = pathlib.Path(__file__).parent
 def test_checkpoints_in_a_bucket_and_a_mirror_in_one(tmp_path):
     done = subprocess.run(
         [sys.executable, str(HERE / "checkpoint_bucket.py"), str(tmp_path)], capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}", "XLA_FLAGS": ""},
+        env=os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}", "XLA_FLAGS": QUICK},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout.splitlines()[-1])

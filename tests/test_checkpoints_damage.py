@@ -15,6 +15,7 @@ import checkpoint_world as world
 import jax
 import numpy as np
 import pytest
+from compiling import QUICK
 from orbax.checkpoint._src.metadata import checkpoint as orbax_metadata
 
 from anygpt_jax.errors import UserError
@@ -213,7 +214,7 @@ def test_killed_at_any_moment_of_a_save_the_newest_finished_one_is_whole(tmp_pat
     for _ in range(12):
         command = [sys.executable, "-c", SAVER, str(tmp_path / "run"), str(here), str(here.parent)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"XLA_FLAGS": ""}
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"XLA_FLAGS": QUICK}
         )
         assert process.stdout.readline() == "ready\n"
         for _ in range(rng.randrange(1, 4)):

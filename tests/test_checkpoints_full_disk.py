@@ -9,6 +9,7 @@ import sys
 import checkpoint_world as world
 import pytest
 import synthetic
+from compiling import QUICK
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.training.checkpoints import Checkpoints
@@ -90,7 +91,7 @@ def test_a_file_limit_ends_the_command_with_the_sentence_and_status_2(tmp_path):
     here = pathlib.Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "run"), str(here), str(here.parent)],
-        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": QUICK},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     # Threads that are being stopped may have the last word.

@@ -10,6 +10,7 @@ import sys
 
 import checkpoint_world as world
 import pytest
+from compiling import QUICK
 
 WORKER = pathlib.Path(__file__).with_name("checkpoint_processes.py")
 
@@ -22,7 +23,7 @@ def together(folder, what, count=2):
     command = [[sys.executable, str(WORKER), str(i), str(count), str(port), str(folder), what] for i in range(count)]
     environment = os.environ | {
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": f"{WORKER.parent}:{WORKER.parents[1]}",
     }
     running = [

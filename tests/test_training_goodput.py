@@ -10,6 +10,7 @@ import time
 
 import pytest
 import synthetic
+from compiling import QUICK
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.training import goodput, loop
@@ -189,7 +190,7 @@ def test_a_training_run_that_is_killed_and_resumed_accounts_for_all_its_time(tmp
         "loop.run(ml_collections.ConfigDict(json.loads(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, config.to_json()]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(loop.__file__).parents[2])}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(pathlib.Path(loop.__file__).parents[2])}
     events = tmp_path / "logs" / "goodput.jsonl"
     began = time.time()
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as first:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import synthetic
+from compiling import QUICK
 
 from anygpt_jax.training import loop, profiler
 from anygpt_jax.training.profiler import Profiler
@@ -97,7 +98,7 @@ def test_a_training_run_traces_on_a_signal_and_goes_on(tmp_path):
         "import json, logging, sys, ml_collections; logging.basicConfig(level=logging.INFO); "
         "from anygpt_jax.training import loop; loop.run(ml_collections.ConfigDict(json.loads(sys.argv[1])))"
     )
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(loop.__file__).parents[2])}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(pathlib.Path(loop.__file__).parents[2])}
     command = [sys.executable, "-c", code, config.to_json()]
     metrics, until = tmp_path / "logs" / "metrics.jsonl", time.monotonic() + 400
     with (
