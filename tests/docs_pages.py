@@ -61,6 +61,41 @@ def _program(line):
     return re.sub(r"^\.venv(-next)?/bin/", "", rest.partition(" ")[0])
 
 
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command as bash takes it, on one line; what the page's variables stand for is filled in."""
+
+    text: str
+    in_background: bool = False
+
+    @property
+    def name(self) -> str:
+        """The same for every way to write it: without the environment's folder and further spaces."""
+        return " ".join(re.sub(r"^\.venv/bin/", "", self.text).split())
+
+    @property
+    def words(self) -> list[str] | None:
+        """Of `anygpt` alone, what follows it; None for what needs a shell or is another program."""
+        is_plain = self.name.startswith("anygpt ") and not re.search(r"[|<>]|\$\(", _QUOTED.sub("", self.text))
+        return shlex.split(self.name)[1:] if is_plain else None
+
+
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def single_commands(block):
+    """A block's commands one by one, for pages without heredocs and loops; pipes and redirections stay whole."""
+    known = dict(re.findall(r'^(\w+)="(.*)"$', "\n".join(b.text for b in blocks(block.page)), flags=re.MULTILINE))
+    for line in re.sub(r"(?<!\S)#.*", "", block.text.replace("\\\n", " ")).splitlines():
+        for name, value in known.items():
+            line = line.replace(f"${name}", value)
+        parts = re.split(r"(&&|;|&)", _QUOTED.sub(lambda m: m[0].replace("&", "\0").replace(";", "\1"), line))
+        for text, end in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            text = text.replace("\0", "&").replace("\1", ";").strip()
+            if text and not re.fullmatch(r'\w+="[^"]*"', text):
+                yield Command(text, in_background=end == "&")
+
+
 def commands(block):
     """Each simple command of a block as its words, without heredocs' texts; variables that it sets are filled in."""
     shell = re.sub(r"<<'(\w+)'([^\n]*)\n.*?\n\1$", r"\2", block.text, flags=re.DOTALL | re.MULTILINE)

@@ -1,18 +1,13 @@
-"""The documentation is true: commands are taken by the program, files and links exist, the tutorials run as they stand."""
+"""The documentation is true: commands are taken by the program, files and links exist. `test_docs_commands.py` runs it."""
 
 import ast
 import contextlib
 import importlib.util
 import os
-import pathlib
 import re
 import shlex
-import signal
-import socket
 import subprocess
-import sys
 import textwrap
-import time
 
 import pytest
 from docs_pages import FENCE, PAGES, PROGRAMS, ROOT, TUTORIALS, Block, blocks, commands, prose, text_of
@@ -174,78 +169,6 @@ def test_python_in_pages_is_well_formed_and_imports_what_there_is(page):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anygpt_jax"):
                     for alias in node.names:
                         assert module_or_member(f"{node.module}.{alias.name}"), f"{page}: {node.module}.{alias.name}"
-
-
-# What stands in for the quickstart: the same stages, on less data and for fewer steps.
-SMALLER = f"""
-from anygpt_jax.cli import load_config
-
-def get_config(size="full"):
-    c = load_config({str(ROOT / "configs" / "quickstart.py")!r} + ":small")
-    c.data.update(objects=12, scenes=48, sentences=60, espeak_sentences=10, clips=24, dialogues=8, held_out=12)
-    c.model.update(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64)
-    c.train.update(steps=20, log_every=10, eval_every=60, save_every=20, eval_batches=1, pack_rows=32)
-    c.evaluate.update(examples=2, dialogues=2, untrained_examples=2, hard_splits=False)
-    return c
-"""
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder in which the tutorials are followed, one after the other, as if it were the repository's."""
-    folder = tmp_path_factory.mktemp("desk")
-    (folder / "configs").mkdir()
-    for path in (ROOT / "configs").iterdir():
-        if path.is_file() and path.name != "quickstart.py":
-            (folder / "configs" / path.name).symlink_to(path)
-    (folder / "configs" / "quickstart.py").write_text(SMALLER)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS)
-def test_the_tutorial_runs_as_it_stands(page, desk):
-    """All blocks in order, each by bash, which stops at the first command that fails."""
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("localhost", 0))
-        text = text_of(page).replace("8000", str(free.getsockname()[1]))
-    bin_ = pathlib.Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    run = [block for block in blocks(page, text) if "no-run: " not in block.info]
-    assert all(block.info in ("console", "console server", "text typed", "python") for block in run)
-    with contextlib.ExitStack() as at_the_end:
-        for i, block in enumerate(run):
-            if block.info == "console server":
-                at_the_end.enter_context(server(block.text, desk, environment))
-            elif block.info == "console":
-                typed = next((b.text for b in run[i + 1 : i + 2] if b.info == "text typed"), "")
-                began = time.monotonic()
-                done = subprocess.run(
-                    ["bash", "-exo", "pipefail", "-c", block.text], cwd=desk, env=environment, input=typed, text=True,
-                    capture_output=True, timeout=1800,
-                )  # fmt: skip
-                print(
-                    block.text, done.stdout[-3000:], done.stderr[-1000:], f"{time.monotonic() - began:.1f} s", sep="\n"
-                )
-                assert done.returncode == 0, f"{block.text}{done.stderr[-3000:]}"
-            elif block.file:
-                (desk / block.file).write_text(block.text)
-
-
-@contextlib.contextmanager
-def server(command, folder, environment):
-    """Until it says that it is ready; in the end Ctrl-C, after which it must leave in peace."""
-    log = folder / "server.txt"
-    with log.open("wb") as out:
-        running = subprocess.Popen(shlex.split(command), cwd=folder, env=environment, stdout=out, stderr=out)
-    try:
-        while "is ready after" not in log.read_text():
-            assert running.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield
-    finally:
-        running.send_signal(signal.SIGINT)
-        assert running.wait(120) == 0, log.read_text()
 
 
 @pytest.mark.slow
