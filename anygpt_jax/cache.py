@@ -80,6 +80,7 @@ class Shard:
     modalities: dict[str, int] = dataclasses.field(default_factory=dict)  # modality -> tokens, markers included
 
     def to_bytes(self) -> bytes:
+        """JSON of all fields: what the shard's .json holds, and `read_entry` reads."""
         return json.dumps(dataclasses.asdict(self)).encode()
 
 
@@ -95,6 +96,7 @@ class Counts:
 
     @property
     def rejects(self) -> int:
+        """Of all kinds of reasons together."""
         return sum(self.rejected.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -120,13 +122,16 @@ class Manifest:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
+        """JSON of the fields, with the fingerprint as "sha256" beside them, which `load` compares."""
         return json.dumps({**dataclasses.asdict(self), "sha256": self.fingerprint}, indent=1).encode()
 
     def save(self, cache: str | pathlib.Path) -> None:
+        """Writes CACHE/manifest.json, whole or not at all: from then on there is a cache."""
         write_atomically(pathlib.Path(cache) / "manifest.json", self.to_bytes())
 
     @classmethod
     def load(cls, cache: str | pathlib.Path) -> Manifest:
+        """Reads CACHE/manifest.json. UserError if it is missing, of another format, or not what its checksum says."""
         path = pathlib.Path(cache) / "manifest.json"
         if not path.is_file():
             raise UserError(f"No token cache at {cache} (manifest.json is missing); run `anygpt tokenize` first.")
@@ -149,6 +154,7 @@ class Manifest:
             raise UserError(f"{path} is damaged ({type(e).__name__}: {e}); tokenize again.") from e
 
     def shards(self, task: str, split: str) -> list[Shard]:
+        """One split's entries, in order. UserError, which says what there is, if the cache has no such split."""
         if split not in self.tasks.get(task, {}):
             held = ", ".join(f"{t}/{s}" for t, splits in self.tasks.items() for s in splits)
             raise UserError(f"The token cache has no {task}/{split}; it has: {held or 'nothing'}.")
@@ -173,6 +179,7 @@ class Manifest:
 
 
 def sha256(path: str | pathlib.Path) -> str:
+    """Of a file's bytes, in hexadecimal, read piece by piece. OSError if it cannot be read."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -17,7 +17,7 @@ def alone(lock: pathlib.Path, refusal: str) -> Iterator[None]:
 
     Where the file system has no locks, as some of networks, there is no refusal.
     """
-    with lock.open("w") as file:
+    with lock.open("a") as file:  # its time stays
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

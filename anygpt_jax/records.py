@@ -67,6 +67,7 @@ class TokenRecord:
         return [span.modality for span in self.spans]
 
     def to_bytes(self) -> bytes:
+        """The msgpack map; ids are uint16 where all are below 2**16, otherwise uint32."""
         narrow = np.uint16 if self.tokens.max() < 2**16 else np.uint32
         return msgpack.packb(
             {

@@ -36,6 +36,7 @@ class Block:
 
     @property
     def stop(self) -> int:
+        """One more than the last code's id; the two markers lie outside."""
         return self.start + self.size
 
 
@@ -103,9 +104,11 @@ class Vocabulary:
 
     @property
     def modalities(self) -> tuple[str, ...]:
+        """The blocks' names in their order. Text has no block and is not among them."""
         return tuple(block.modality for block in self.blocks)
 
     def block(self, modality: str) -> Block:
+        """Of a modality. UserError, which names those there are, if it has none; text has none."""
         for block in self.blocks:
             if block.modality == modality:
                 return block
@@ -113,6 +116,7 @@ class Vocabulary:
         raise UserError(f"Unknown modality '{modality}'; this vocabulary has: text, {known}.")
 
     def marker(self, text: str) -> int:
+        """The id of a dialogue marker. UserError if there is no such marker."""
         for marker, token in self.markers:
             if marker == text:
                 return token
@@ -143,10 +147,12 @@ class Vocabulary:
         return table
 
     def to_json(self) -> str:
+        """Canonical, with sorted keys: `fingerprint` is of this text."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Vocabulary:
+        """The inverse of `to_json`. UserError if the text is no vocabulary."""
         try:
             fields: Mapping = json.loads(text)
             return cls(
@@ -163,10 +169,12 @@ class Vocabulary:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | pathlib.Path) -> None:
+        """Writes the JSON and a newline, in place."""
         pathlib.Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Vocabulary:
+        """Reads what `save` wrote. UserError if there is no such file, or it is no vocabulary."""
         path = pathlib.Path(path)
         if not path.is_file():
             raise UserError(f"No vocabulary at {path}; run `anygpt tokenize` first or name another folder.")

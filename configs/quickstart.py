@@ -121,7 +121,7 @@ def full() -> ml_collections.ConfigDict:
     t.keep_best = 0  # and so many with the smallest validation loss
     t.checkpoint_mirror = ""  # a second directory, often gs://…, that finished checkpoints are copied to
     t.verify_checkpoints = True  # read every byte of a checkpoint before going on from it
-    t.compilation_cache = True  # compiled programs are kept in the workdir, or in the folder named here
+    t.compilation_cache = "run"  # compiled programs are kept in the workdir, or in the folder named here; "": nowhere
     # A step whose loss or gradient is not finite is always left out (docs/resuming.md).
     t.guard_factor = 0.0  # one whose gradient norm is above so many times its running mean, too; 0: let through
     t.guard_warmup = 100  # good steps before any norm is compared

@@ -27,6 +27,7 @@ class MakeShard(beam.DoFn):
         self._stage = stage
 
     def process(self, index: int) -> Iterator[int]:
+        """One element at a time in a process, which shares its models."""
         with _one_shard_at_a_time:
             stages.run_shard(self._job, self._stage, index)
         yield index
@@ -39,6 +40,7 @@ def run(job: Job, runner: str, options: Sequence[str] = ()) -> None:
 
 
 def add_steps(pipeline: beam.Pipeline, job: Job) -> None:
+    """A shard goes through a stage as one element; the selection is one element that waits for all of them."""
     shards = pipeline | beam.Create(range(job.shards)) | "spread" >> beam.Reshuffle()
     for stage in stages.BEFORE:
         shards = shards | stage >> beam.ParDo(MakeShard(job, stage))

@@ -39,6 +39,7 @@ class TokenizeShard(beam.DoFn):
         self._todo = todo
 
     def process(self, index: int) -> Iterator[str]:
+        """One element at a time in a process, which shares its codecs. UserError as of `tokenize_shards`."""
         work = read_todo(self._todo)[index]
         with _one_shard_at_a_time:
             tokenize_shards(self._job, work)
@@ -56,6 +57,7 @@ def run(job: Job, works: Sequence[Work], runner: str, options: Sequence[str] = (
 
 
 def add_steps(pipeline: beam.Pipeline, job: Job, todo: str, count: int) -> None:
+    """The indices of the `count` elements in the file `todo`, spread over the workers; they read the rest there."""
     _ = pipeline | beam.Create(range(count)) | beam.Reshuffle() | beam.ParDo(TokenizeShard(job, todo))
 
 
@@ -86,8 +88,8 @@ def users_errors() -> Iterator[None]:
     """A worker's UserError is raised as one: Beam reports the exceptions of workers as text."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as e:  # runners in this process add the step's name
+        raise UserError(str(e).partition(" [while running")[0]) from e
     except Exception as e:
         if found := re.search(r"UserError: (.+?)(?: \[while running|\n|$)", str(e)):
             raise UserError(found[1].strip()) from e

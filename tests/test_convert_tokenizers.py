@@ -166,6 +166,16 @@ def test_wrong_arguments_are_one_sentence(arguments, says, tmp_path, monkeypatch
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flags", [["--step", "0"], ["--ema"], ["--noise", "0.5"], ["--vocab-multiple", "8"], ["--format", "orbax"]]
+)
+def test_flags_of_models_are_refused_for_a_tokenizer(flags, model, tmp_path, capsys):
+    source = ["--from", str(published(tmp_path / "dac", model)), "--kind", "dac"]
+    assert cli.main(["convert", "tokenizer", *source, "--to", str(tmp_path / "w.safetensors"), *flags]) == 2
+    assert f"without {flags[0]}: that is for models" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()
+
+
 def test_what_exists_is_not_overwritten_and_another_kind_is_refused(model, tmp_path):
     folder = published(tmp_path / "dac", model)
     convert.convert([folder], "dac", tmp_path / "w.safetensors")
@@ -189,6 +199,32 @@ def test_wrong_settings_of_a_tokenizer_are_named():
     config = ml_collections.ConfigDict({"modalities": ("image",), "tokenizers": {"music": {"entry": "dac"}}})
     with pytest.raises(UserError, match=r"names music, which config\.modalities does not"):
         base.of_config(config)
+
+
+def test_settings_in_lists_and_dictionaries_are_named_too(monkeypatch):
+    def with_setting(value):
+        tokenizers = {"music": {"weights": value}}
+        return ml_collections.ConfigDict({"modalities": ("music",), "tokenizers": tokenizers})
+
+    with pytest.raises(UserError, match=r"'music' are wrong.*weights"):
+        base.of_config(with_setting(["a", "b"]))
+    with pytest.raises(UserError, match=r"config\.tokenizers\.music\.weights must be .*, not a ConfigDict"):
+        base.of_config(with_setting({"codec": "a"}))
+    with pytest.raises(UserError, match=r"config\.tokenizers\.music\.weights must be .*, not a dict"):
+        base.of_config(with_setting([{"codec": "a"}]))
+
+    # A tokenizer that takes a list gets its members, and is still made once.
+    made = []
+
+    class Point:
+        def load(self):
+            return lambda modality, levels: made.append((modality, levels)) or object()
+
+    monkeypatch.setattr(base, "_entry_points", lambda: {"listed": Point()})
+    settings = {"entry": "listed", "levels": [1, [2, 3]]}
+    config = ml_collections.ConfigDict({"modalities": ("taste",), "tokenizers": {"taste": settings}})
+    assert base.of_config(config)["taste"] is base.of_config(config)["taste"]
+    assert made == [("taste", (1, (2, 3)))]
 
 
 @pytest.mark.parametrize("name", sorted(kinds.KINDS))

@@ -230,3 +230,11 @@ def test_a_mixture_is_changed_only_as_the_config_states():
         assert extended(changed, config(mixture={"a": 1.0}), reached) == changed
     # A change that has not come yet can be taken back.
     assert extended(changed, config(mixture_from_step=130), 120) == first
+
+
+def test_settings_of_nothing_are_wrong_and_no_defaults():
+    with pytest.raises(UserError, match=r"mixture_temperature must be above zero, not 0\.0"):
+        extended((), config(mixture_temperature=0), 0)
+    with pytest.raises(UserError, match="mixture_by must be one of weights, examples, not ''"):
+        extended((), config(mixture_by=""), 0)
+    assert extended((), config(mixture_by=None, mixture_temperature=None), 0) == extended((), config(), 0)

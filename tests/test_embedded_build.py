@@ -18,6 +18,7 @@ from anygpt_jax.embedded.settings import BUILDER_CONFIGS, Settings, data_dir  # 
 from anygpt_jax.embedded.splits import pair_split, split_of  # noqa: E402
 from anygpt_jax.errors import UserError  # noqa: E402
 from anygpt_jax.locks import alone  # noqa: E402
+from anygpt_jax.modalities import pictures  # noqa: E402
 
 SIZES = {
     "objects": 12, "scenes": 60, "two_objects": 30, "sentences": 40, "espeak_sentences": 4, "clips": 24, "dialogues": 60, "held_out": 9
@@ -98,7 +99,7 @@ def test_a_picture_is_what_its_attributes_say(world):
 
 def test_training_holds_no_held_out_sentence_pair_or_tune(world):
     """Over all parts: held-out texts are compared with every text of training, spoken or written."""
-    known = {scenes.encode_png(scenes.render(a)): a for a in all_scenes()}
+    known = {pictures.save_png(scenes.render(a)): a for a in all_scenes()}
     held_out_speech = {e["text"].decode() for s in ("validation", "test") for e in world["speech"][s]}
     held_out_media = {
         e[field] for part, field in (("images", "image"), ("speech", "speech"), ("music", "music"))

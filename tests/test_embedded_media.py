@@ -165,6 +165,37 @@ def test_abc_rhythm(music, lengths):
     assert all(b[0] >= a[0] + a[1] - 1e-9 for a, b in itertools.pairwise(notes))
 
 
+@pytest.mark.parametrize("spelled", [str.lower, str.upper, str.capitalize])
+@pytest.mark.parametrize("degree", range(7))
+def test_abc_modes_are_rotations_of_the_major_scale_in_either_case(degree, spelled):
+    mode = ("ionian", "dorian", "phrygian", "lydian", "mixolydian", "aeolian", "locrian")[degree]
+    major = [0, 2, 4, 5, 7, 9, 11]
+    steps = {(s - major[degree]) % 12 for s in major}
+    short = [mode, mode[:3], *{"ionian": ["", "major"], "aeolian": ["m", "minor"]}.get(mode, [])]
+    for tonic, pitch in abc_notation.STEPS.items():
+        for name in short:  # capitalisation is ignored for the modes, of which three letters count; minor is m
+            altered = abc_notation.Key.parse(tonic + spelled(name)).signature
+            scale = {(p + altered.get(step, 0)) % 12 for step, p in abc_notation.STEPS.items()}
+            assert scale == {(pitch + s) % 12 for s in steps}, (tonic, name)
+            assert len(altered) <= 7
+
+
+def test_abc_a_later_unit_counts_and_a_later_meter_changes_none():
+    notes = quarters("X:1\nM:2/4\nK:C\nA [L:1/4] A\nL:1/2 % half\nA\nM:4/4\nA [M:6/8] A\n")
+    assert [d for _, d, _ in notes] == [0.25, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["M:4/4\nL:1/0\nK:C\nA", "M:2/0\nK:C\nA", "M:0/4\nK:C\nA", "L:x\nK:C\nA", "L:0\nK:C\nA", "L:-1/8\nK:C\nA"]
+    + [f"M:4/4\nK:C\n{music}" for music in ("A [L:x] B", "A [L:1/0] B", "A [L:] B", "A\nL:0/8\nB", "(0AB", "(3:0ABc")]
+    + ["M:4/4\nK:C\nA [K:H] B", "L:1e5\nK:C\nA", f"M:{'9' * 5000}/4\nK:C\nA"],
+)
+def test_abc_fields_without_sense_are_an_error_of_the_reader(text):
+    with pytest.raises(abc_notation.AbcError):
+        abc_notation.parse_notes("X:1\n" + text)
+
+
 def test_abc_without_key_or_notes_is_an_error():
     for text in ("X:1\nM:4/4\nABC", "X:1\nM:4/4\nK:C\n|z4|"):
         with pytest.raises(abc_notation.AbcError):

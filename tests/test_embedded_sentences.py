@@ -172,6 +172,15 @@ def test_a_caption_names_all_four_attributes(split):
         assert not re.search(r"\b(a (?!uni)[aeiou]|an (?!hour)[^aeiou])", text), text
 
 
+def test_the_written_words_are_those_of_all_captions():
+    rng, words = np.random.default_rng(1), set()
+    for _ in range(3000):
+        for attributes in (scenes.sample(rng), scenes.sample_two(rng)):
+            words.update(sentences.caption_scene(attributes, rng).split())
+    written = set(sentences.written_words())
+    assert words <= written and {"above", "under"} <= words
+
+
 def test_a_music_caption_names_all_four_attributes():
     rng = np.random.default_rng(1)
     for key in grammar.KEYS:

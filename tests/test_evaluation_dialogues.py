@@ -50,6 +50,7 @@ def _story(form: str, i: int, codes: np.ndarray) -> list[Segment]:
     }[form]  # fmt: skip
 
 
+HEARD = "you said {} :"
 FORMS = ("draw", "draw_slowly", "several", "again")
 STORIES = [(f"{form}-{i}", form, i) for i in range(3) for form in FORMS]
 
@@ -224,14 +225,29 @@ def _answers(*texts: str) -> list[answer.Answer]:
 
 def test_pictures_are_held_against_the_words_beside_them():
     shown = {"object": "fox", "colour": "red", "size": "large", "place": "top left"}
-    texts = ("a fox on red", "you said draw a fox : a large fox on blue", "the picture is for you")
+    texts = ("a fox on red", "you said draw a dog : a large fox on blue", "the picture is for you")
     media = [(text, scenes.render(shown)) for text in texts]
-    found = dialogues.judge_own_words(_answers(*texts), media)
+    found = dialogues.judge_own_words(_answers(*texts), media, HEARD)
     assert found["music"] == {"n": 0}
     # Of two that say something, the one is right in both, the other in two of its three.
     assert (found["image"]["n"], found["image"]["all"]) == (2, 0.5)
     assert found["image"]["attributes"] == pytest.approx((1 + 2 / 3) / 2)
     assert (found["image"]["object"], found["image"]["colour"], found["image"]["size"]) == (1, 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("heard", "text"),
+    [
+        ("i heard <{}>", "i heard <draw a dog> a fox on red"),
+        ("you said {} :", "you said draw a dog : a fox on red"),
+        ("", "a fox : on red"),
+        ("you said {} :", "a fox : on red"),  # its own colon
+    ],
+)
+def test_a_transcript_is_what_the_config_says(heard, text):
+    shown = {"object": "fox", "colour": "red", "size": "large", "place": "top left"}
+    found = dialogues.judge_own_words(_answers(text), [(text, scenes.render(shown))], heard)
+    assert (found["image"]["object"], found["image"]["colour"]) == (1, 1)
 
 
 def test_facts_are_those_that_both_name():
@@ -244,9 +260,35 @@ def test_facts_are_those_that_both_name():
         turn("i hear a fast jig"),
     ]  # fmt: skip
     given = ["you said what is it : a large fox on blue", "i like it", "a dog", "a fast reel on the flute"]
-    found = dialogues.judge_facts(turns, _answers(*given), [(text, None) for text in given])
+    found = dialogues.judge_facts(turns, _answers(*given), [(text, None) for text in given], HEARD)
     # size, object; none; left out; tempo, dance: of five facts four are named, of which two are right
     assert found == {"n": 4, "right": 0.5, "named": 0.8}
+
+
+def test_a_chain_is_heard_written_and_said(monkeypatch):
+    """Of three answers one is right, one mistakes a word of two that it heard and says nothing, one writes no transcript."""
+
+    class Recognizer:  # a sound is what is heard in it
+        whisper = None
+
+        def heard(self, sounds):
+            return list(sounds)
+
+    monkeypatch.setattr(dialogues, "Judges", Recognizer)
+    told = {"spoken": True, "asked": "draw it", "answer_text": "here you are"}
+    turns = [LastTurn("k", np.zeros(0, np.int32), (), 1, "", told) for _ in range(3)]
+    texts = ("you said draw it : here you are", "you said paint it :", "here you are")
+    answers = [
+        answer.Answer((answer.Segment("text", t), answer.Segment("speech", np.zeros(0))), np.zeros(0, np.int32), 0)
+        for t in texts
+    ]
+    media = [(text, "here you were") for text in texts]
+    found = dialogues.judge_chain(turns, answers, media, [("here you are",)] * 3, HEARD)
+    assert (found["n"], found["recognizer"]) == (3, "pocketsphinx")
+    assert found["transcript_wer"] == pytest.approx((0 + 1 + 2) / 6)
+    assert found["speech_wer"] == pytest.approx((1 + 3 + 3) / 9)
+    assert found["speech_wer_of_truth"] == 0
+    assert dialogues.judge_chain(turns, answers, media, [()] * 3, "") == {"n": 0}
 
 
 def test_no_dialogue_of_one_turn_has_no_share():

@@ -204,12 +204,15 @@ def test_log_stops_at_a_line_that_was_cut_off(tmp_path):
     assert report_charts.loss_svg({}) == ""
 
 
-def test_spectrogram_shows_a_tone_at_its_height(tmp_path):
+@pytest.mark.parametrize("rate", [6_000, 8_000, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000])
+def test_spectrogram_shows_a_tone_at_its_height(tmp_path, rate):
     import base64
 
     path = tmp_path / "tone.wav"
-    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000), 16_000)
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate), rate)
     data = base64.b64decode(report_media.spectrogram_uri(path).partition(",")[2])
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"), float)
-    # 64 rows for 0..4 kHz from the bottom: 1 kHz is row 16 from there.
+    # A column every 16 ms; 64 rows for 0..4 kHz from the bottom: 1 kHz is row 16 from there, and no other is as bright.
+    assert pixels.shape[0] == 64 and abs(pixels.shape[1] - 1000 / 16) <= 5
     assert abs((63 - pixels.mean(1).argmax()) - 16) <= 1
+    assert pixels.mean(1)[: 63 - 20].max() < 0.5 * pixels.mean(1).max()

@@ -19,7 +19,7 @@ from anygpt_jax.evaluation import legs, main, pairs, runner
 from anygpt_jax.evaluation.examples import load_prompts, read_examples, stable_order
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.request import Settings
-from anygpt_jax.modalities import image
+from anygpt_jax.modalities import image, pictures
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.model.config import ModelConfig
 from anygpt_jax.model.decoder import Decoder
@@ -42,7 +42,7 @@ def _world():
 
 def _examples(split, shuffle_files=False, seed=None):
     rows = [
-        {"key": k, "image": scenes.encode_png(pixels), "caption": caption, "attributes": json.dumps(a)}
+        {"key": k, "image": pictures.save_png(pixels), "caption": caption, "attributes": json.dumps(a)}
         for k, a, pixels, caption in _world()
     ]
     return tf.data.Dataset.from_tensor_slices({name: [row[name] for row in rows] for name in rows[0]})

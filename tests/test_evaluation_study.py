@@ -62,6 +62,22 @@ def test_tables_say_what_was_measured(tmp_path):
         study.read(path)
 
 
+def test_a_study_without_the_full_arms_has_tables_too(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row("image_to_text", seed, 0.5)) + "\n" for seed in range(3)))
+    study.main([str(path)])
+    told = capsys.readouterr().out
+    assert "| image → text | 0.500 (0.500 to 0.500) | – |" in told
+    assert "| pair | chance |\n| --- | --- |\n\n" in told  # of pairs never trained there is none
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere.jsonl"]])
+def test_without_results_there_is_a_sentence(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        study.main(arguments)
+    assert stop.value.code == 2 and "RESULTS" in capsys.readouterr().err
+
+
 def test_arms_see_the_same_tokens_of_each_task():
     module = config_module()
     whole = module.get_config()

@@ -177,6 +177,27 @@ def test_the_verb_scores_compares_and_notes_what_it_found(data, tmp_path, capsys
     assert json.loads(noted)["vqa_accuracy"] == wrong
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out=x",), "--out is for published protocols; name them with --tasks, or drop --out."),
+        (("--data=x", "--examples=0"), "--data is for published protocols"),
+        (("--examples=0",), "--examples is for published protocols"),
+        (("--share=0/2",), "--share is for published protocols"),
+        (("--leaderboard=x",), "--leaderboard is for published protocols"),
+        (("--follow",), "--follow is for published protocols"),
+        (("--judges=x",), "--judges is for published protocols"),
+        (("--compare=x",), "--compare is for published protocols"),
+        (("--config=configs/tokenizer_image.py", "--out=x"), "--out is for published protocols"),
+        (("--config=configs/tokenizer_image.py", "--json=x"), "--json is not for a tokenizer"),
+    ],
+)
+def test_flags_that_nothing_would_read_are_refused(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    assert cli.main(["evaluate", *arguments]) == 2
+    assert f"anygpt: {message}" in capsys.readouterr().err
+
+
 def test_every_new_checkpoint_of_a_run_is_followed_to_its_last(data, tmp_path, monkeypatch):
     config = copy.deepcopy(cli.shipped_config())
     source = pathlib.Path(config.checkpoints)

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from PIL import Image
 from test_generation_main import _modalities, trained  # noqa: F401
 
 from anygpt_jax import cli
-from anygpt_jax.generation.chat import half_blocks, printable
-from anygpt_jax.generation.events import Unfolding
+from anygpt_jax.formats.base import Parsed
+from anygpt_jax.formats.released import Released
+from anygpt_jax.generation.chat import _Telling, half_blocks, printable
+from anygpt_jax.generation.events import Text, Unfolding
+from anygpt_jax.templates import Segment
 
 
 @pytest.fixture
@@ -106,7 +110,49 @@ def test_a_dialogue_of_another_model_is_refused(chat):
 
 
 def test_the_model_cannot_command_the_terminal():
-    assert printable("a fox\x1b[2J\nis\tsmall 日本") == "a fox\ufffd[2J\ufffdis\ufffdsmall 日本"
+    assert (
+        printable("a fox\x1b[2J\nis\tsmall 日本\r\x9b1A\x07")
+        == "a fox\ufffd[2J\nis\ufffdsmall 日本\ufffd\ufffd1A\ufffd"
+    )
+
+
+def test_what_was_heard_is_told_apart_from_the_reply():
+    """As `Format.parse` has it, however the text arrives; of our own format nothing is held back."""
+
+    class Own:
+        def parse(self, segments):
+            return Parsed(None, tuple(Segment(m, text, "assistant") for m, text in segments if text))
+
+    def shown(formatter, pieces) -> str:
+        out: list[str] = []
+        world = types.SimpleNamespace(
+            pipeline=types.SimpleNamespace(formatter=formatter),
+            show=lambda line: out.append(f"{line}\n"),
+            write=out.append,
+        )
+        telling = _Telling(world)
+        for i, piece in enumerate(pieces):
+            telling.add(Text(piece, last=i == len(pieces) - 1))
+        return "".join(out)
+
+    released = Released(None, None)
+    text = "<-Ins-> draw a fox\n <-Res-> here it is,\nas you said"
+    for size in (1, 3, len(text)):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        if size == len(text):
+            assert shown(released, pieces) == "[heard: draw a fox]\nhere it is,\nas you said\n"
+        assert shown(Own(), pieces) == f"{text}\n"
+    # Dividers are single tokens and come whole.
+    pieces = ["<-Ins->", " draw", " a fox", "\n <-Res->", " here it is,\n", "as you said"]
+    assert shown(released, pieces) == "[heard: draw a fox]\nhere it is,\nas you said\n"
+    assert shown(released, ["no", " <-Res->", " yes"]) == "no yes\n"
+    assert shown(released, ["<-Ins-> only heard"]) == "[heard: only heard]\n"
+
+
+def test_a_conversation_has_no_beams(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", "--beams", "4"])
+    assert stop.value.code == 2 and "--beams" in capsys.readouterr().err
 
 
 def test_half_blocks_are_the_picture():

@@ -235,6 +235,109 @@ def test_many_requests(anygpt, trained):
     assert pathlib.Path("answers/answers.jsonl").read_text().startswith("".join(whole[:4]))
 
 
+def told(folder: str) -> dict:
+    return {a["key"]: a for a in map(json.loads, pathlib.Path(folder, "answers.jsonl").read_text().splitlines())}
+
+
+BAD_LINES = [
+    ({"prompt": ["a", "b"]}, "'prompt' cannot be ['a', 'b']."),
+    ({"prompt": None}, "'prompt' cannot be None."),
+    ({"prompt": "x", "seed": True}, "'seed' cannot be True."),
+    ({"prompt": "x", "seed": "three"}, "Argument --seed: invalid int value: 'three'."),
+    ({"prompt": "x", "seed": 1.5}, "Argument --seed: invalid int value: '1.5'."),
+    ({"image": 5}, "/5 does not exist"),
+    ({"prompt": "x", "raw_prompt": "yes"}, "'raw_prompt' cannot be 'yes'."),
+    ({"input": "in.png"}, "must have the form MODALITY=FILE"),
+    ({"input": [5]}, "must have the form MODALITY=FILE"),
+    ({"input": {"image": "in.png"}}, "'input' cannot be {'image': 'in.png'}."),
+    ({"prompt": "x", "to": "image", "via": "image"}, "invalid choice: 'image'"),
+    ({"prompt": "x", "to": "image", "via": "text", "direct": True}, "not allowed with argument"),
+    ({"prompt": "x", "n": 0}, "--n must be at least 1"),
+    *[({"prompt": "x", name: "y"}, f"'{name}' cannot be said") for name in ("config", "workdir", "verb", "module")],
+    *[({"prompt": "x", name: "y"}, f"'{name}' cannot be said") for name in ("requests", "temperature", "beams", "")],
+]
+
+
+def test_a_bad_line_is_one_error_among_answers(anygpt, trained):
+    rows = [{"key": f"bad{i}", **row} for i, (row, _) in enumerate(BAD_LINES)]
+    rows.append({"key": "good", "prompt": 5, "to": "image", "seed": "7"})  # as --prompt 5 --seed 7
+    (trained / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = anygpt("--requests", f"{trained}/bad.jsonl", "--out", "bad")
+    assert status == 2 and f"{len(BAD_LINES)} requests could not be answered" in err
+    found = told("bad")
+    for i, (row, message) in enumerate(BAD_LINES):
+        assert message in found[f"bad{i}"]["error"], row
+    assert anygpt("--prompt", "5", "--to", "image", "--seed", "7", "--json", "r.json")[0] == 0
+    (alone,) = json.loads(pathlib.Path("r.json").read_text())["answers"]
+    assert [s["codes"] for s in found["good"]["segments"]] == [s["codes"] for s in alone["segments"]]
+
+
+def test_a_line_means_what_the_command_line_would(anygpt, trained):
+    lines = {
+        "several": ({"prompt": "x", "to": "speech", "n": 3, "seed": 9}, "--prompt x --to speech --n 3 --seed 9"),
+        "best": (
+            {"prompt": "x", "to": "speech", "best_of": 6, "n": 2},
+            "--prompt x --to speech --best-of 6 --n 2",
+        ),
+        "two": (
+            {"input": ["image=in.png", "speech=in.wav"], "prompt": "y", "to": "music"},
+            "--input image=RUN/in.png --input speech=RUN/in.wav --prompt y --to music",
+        ),
+        "one": ({"input": "image=in.png", "to": "image", "prompt": "y"}, "--image RUN/in.png --to image --prompt y"),
+        "direct": ({"image": "in.png", "to": "speech", "direct": True}, "--image RUN/in.png --to speech --direct"),
+        "chain": ({"image": "in.png", "to": "speech", "direct": False}, "--image RUN/in.png --to speech"),
+        "via": ({"prompt": "z", "to": "image", "via": "text"}, "--prompt z --to image --via text"),
+    }
+    (trained / "same.jsonl").write_text("".join(json.dumps({"key": k, **v[0]}) + "\n" for k, v in lines.items()))
+    assert anygpt("--requests", f"{trained}/same.jsonl", "--out", "same")[0] == 0
+    found = told("same")
+    for key, (_, words) in lines.items():
+        assert anygpt(*words.split(), "--json", "r.json")[0] == 0
+        expected = json.loads(pathlib.Path("r.json").read_text())["answers"]
+        answers = found[key].get("answers", [found[key]])
+        assert [a["seed"] for a in answers] == [a["seed"] for a in expected]
+        for one, other in zip(answers, expected, strict=True):
+            assert [(s["modality"], s.get("codes"), s.get("text")) for s in one["segments"]] == [
+                (s["modality"], s.get("codes"), s.get("text")) for s in other["segments"]
+            ], key
+    files = [s["file"] for a in found["several"]["answers"] for s in a["segments"]]
+    assert files == ["several-1.wav", "several+2-1.wav", "several+3-1.wav"]
+    assert all(pathlib.Path("same", name).stat().st_size for name in files)
+
+
+def test_many_requests_are_searched_by_beams_as_one_is(anygpt, trained):
+    names = ("a", "b c", "d", "e", "f")
+    rows = [{"key": name, "prompt": name} for name in names] + [{"key": "draw", "prompt": "a", "to": "image"}]
+    (trained / "beams.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = ("--beams", "2", "--sampling", "text.temperature=0")
+    assert anygpt("--requests", f"{trained}/beams.jsonl", "--out", "beams", *how)[0] == 0
+    assert anygpt("--requests", f"{trained}/beams.jsonl", "--out", "greedy", *how[2:])[0] == 0
+    found, greedy = told("beams"), told("greedy")
+    for name in names:
+        assert found[name]["segments"][0]["text"] == anygpt("--prompt", name, *how)[1].removesuffix("\n")
+    assert found["draw"]["segments"][0]["codes"] == greedy["draw"]["segments"][0]["codes"]
+    assert any(found[name]["segments"] != greedy[name]["segments"] for name in names)
+
+
+def test_many_answers_say_what_was_heard_apart_from_the_reply(anygpt, trained, monkeypatch):
+    """All ways of an answer go by `Format.parse`."""
+    from anygpt_jax.formats.base import Parsed
+    from anygpt_jax.formats.own import Own
+
+    def parse(self, segments):
+        (_, text), *_ = segments
+        return Parsed(f"{text[:1]}?", (Segment("text", f"so: {text}", "assistant"),))
+
+    monkeypatch.setattr(Own, "parse", parse)
+    (trained / "heard.jsonl").write_text('{"key": "a", "prompt": "x"}\n')
+    assert anygpt("--requests", f"{trained}/heard.jsonl", "--out", "heard")[0] == 0
+    assert anygpt("--prompt", "x", "--json", "r.json")[0] == 0
+    (alone,) = json.loads(pathlib.Path("r.json").read_text())["answers"]
+    heard, reply = told("heard")["a"]["segments"]
+    assert [heard, reply] == alone["segments"]
+    assert reply["text"].startswith("so: ") and heard["heard"].endswith("?")
+
+
 def test_lines_that_are_no_requests(anygpt, trained):
     for text, message in (
         ("{", "many2.jsonl:1: not JSON"),
@@ -308,6 +411,8 @@ BAD = [
     (("--prompt", "x", "--to", "any", "--may", "text", "--must", "image"), "--must image, which --may leaves out"),
     (("--requests", "RUN/song.txt"), "--requests needs a folder"),
     (("--requests", "missing", "--out", "answers"), "--requests missing does not exist"),
+    (("--requests", "RUN/song.txt", "--out", "x", "--json", "y"), "--json is for one request"),
+    (("--requests", "RUN/song.txt", "--out", "x", "--n", "0"), "--n must be at least 1"),
     (("--prompt", "x", "--workdir", "empty"), "No checkpoints at empty/checkpoints; run `anygpt train` first"),
 ]
 

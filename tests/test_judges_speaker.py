@@ -12,6 +12,7 @@ from anygpt_jax.embedded import assets
 from anygpt_jax.embedded.voices import synthesize
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation.judges import legacy_pickles, speaker
+from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.judges.speaker import SpeakerEncoder
 from anygpt_jax.modalities.audio import load_audio
 from anygpt_jax.modalities.base import Audio
@@ -155,6 +156,19 @@ def test_a_human_reader_is_nearer_to_himself_than_to_synthetic_voices(encoder):
     read = encoder.embed([load_audio(path.read_bytes()) for path in paths])
     others = encoder.embed(list(voices.load().values()))
     assert (read @ read.T).min() > (read @ others.T).max() + 0.1
+
+
+def test_scores_name_the_package_whatever_lies_in_the_folder(tmp_path, monkeypatch):
+    """`speaker` is never read from there."""
+    (tmp_path / "speaker").mkdir()
+    (tmp_path / "speaker" / "pretrained.pt").write_bytes(b"others' weights")
+    loaded = []
+    monkeypatch.setattr(SpeakerEncoder, "load", classmethod(lambda cls, *path: loaded.append(path) or cls))
+    monkeypatch.setattr("importlib.metadata.version", {"Resemblyzer": "0.1.4"}.__getitem__)
+    judges = Judges(tmp_path)
+    assert judges.used() == {}
+    assert judges.speaker and loaded == [()]
+    assert judges.used() == {"speaker": "Resemblyzer 0.1.4"}
 
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):

@@ -22,9 +22,10 @@ from faults.test_killed import arrays, final_steps, losses
 from anygpt_jax.errors import UserError
 from anygpt_jax.launching import local, local_processes
 from anygpt_jax.launching.job import Job
+from anygpt_jax.model.sharding import MESH_AXES
 from anygpt_jax.training.goodput import read_events
 
-KILLS = int(os.environ.get("ANYGPT_LOCAL_KILLS", "6"))  # the set that a release is held to: 20
+KILLS = int(os.environ.get("ANYGPT_LOCAL_KILLS", "2"))  # the set that a release is held to: 20
 SAVE_EVERY = 10
 SECONDS = 600  # that anything may take
 
@@ -57,24 +58,30 @@ import ml_collections
 from anygpt_jax.errors import UserError
 from anygpt_jax.launching import local, local_processes
 from anygpt_jax.launching.job import Job
+from anygpt_jax.model.sharding import MESH_AXES
 logging.basicConfig(level=logging.INFO)
 given = json.loads(sys.argv[1])
 if given["program"]:
     local_processes.PROGRAM = (sys.executable, given["program"])
 job = Job("tiny", "train", ml_collections.ConfigDict(given["config"]))
 try:
-    local.run(job, argparse.Namespace(processes=2, devices_per_process=1, stacks=False, dry_run=False))
+    args = dict(processes=2, devices_per_process=1, stacks=False, dry_run=False, vocab_size=None)
+    local.run(job, argparse.Namespace(**args))
 except UserError as e:
     sys.exit(f"anygpt: {e}")
 """
 
 
 def arguments(**given):
-    return argparse.Namespace(**{"processes": 2, "devices_per_process": 1, "stacks": False, "dry_run": False} | given)
+    return argparse.Namespace(
+        **{"processes": 2, "devices_per_process": 1, "stacks": False, "dry_run": False, "vocab_size": None} | given
+    )
 
 
 def tiny_job(workdir, verb="train", **more):
-    return Job("tiny", verb, ml_collections.ConfigDict({"kind": "decoder", "workdir": str(workdir)}), **more)
+    train = {"batch_size": 12, "microbatches": 1, "seq_len": 8, "loss_chunks": 1}
+    config = {"kind": "decoder", "workdir": str(workdir), "mesh": {"fsdp": 1}, "train": train}
+    return Job("tiny", verb, ml_collections.ConfigDict(config), **more)
 
 
 @pytest.fixture
@@ -222,7 +229,9 @@ def test_what_is_shown_is_what_is_run(planned, tmp_path, capsys, monkeypatch):
     found = {}
     exec((tmp_path / "logs" / "launch" / "config.py").read_text(), found)
     # The config is the submitted one, and a mesh of one device became FSDP over all.
-    assert found["get_config"]().to_dict() == {"kind": "decoder", "workdir": str(tmp_path), "mesh": {"fsdp": 6}}
+    wanted = tiny_job(tmp_path).config.to_dict()
+    wanted["mesh"] = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 6}
+    assert found["get_config"]().to_dict() == wanted
 
 
 def test_what_cannot_run_as_several_processes_is_refused(tmp_path):
@@ -237,7 +246,11 @@ def test_what_cannot_run_as_several_processes_is_refused(tmp_path):
     job = tiny_job(tmp_path)
     job.config.mesh = ml_collections.ConfigDict({"data": 2, "fsdp": 2})
     local.run(job, arguments(devices_per_process=2, dry_run=True))
-    with pytest.raises(UserError, match="is 4 devices, and the processes have 2"):
+    with pytest.raises(UserError, match="is 4 devices, and there are 2"):
+        local.run(job, arguments(dry_run=True))
+    job.config.mesh = ml_collections.ConfigDict({})
+    job.config.train.batch_size = 3
+    with pytest.raises(UserError, match=r"batch_size=3 must be a multiple of .* = 2"):
         local.run(job, arguments(dry_run=True))
     with pytest.raises(UserError, match="at least 1"):
         local.run(codec, arguments(processes=0))

@@ -553,8 +553,9 @@ def program(tmp_path: pathlib.Path, monkeypatch) -> pathlib.Path:
 
 
 LAUNCH = """
-import sys
+import signal, sys
 import test_launching_tpu_vm as t
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have told it to be ignored: nohup
 try:
     t.tpu_vm.run(t.job("v5p-16"), t.arguments())
 except t.UserError as e:

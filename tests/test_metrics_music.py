@@ -1,5 +1,7 @@
 """The judge of music and YIN: on originals, on shuffled truth, on noise and on tones of known pitch."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from anygpt_jax.embedded import tunes
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import Audio
 from anygpt_jax.tasks.metrics import main_score, music, music_attributes, pitch
+from anygpt_jax.tasks.metrics.sound import is_audible
 
 RATE = 16_000
 
@@ -116,3 +119,10 @@ def test_pitch_share_judges_only_notes_that_yin_hears_in_the_original(held_out):
         [pitch.pitch_share(n, c.samples, d.samples, RATE) for n, c, d in zip(notes, clips, clips[1:], strict=False)]
     )
     assert other[:, 0].sum() < 0.35 * other[:, 1].sum()
+
+
+def test_an_empty_clip_is_not_audible_and_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not is_audible(Audio(np.zeros(0, np.float32), RATE))
+    assert is_audible(Audio(np.full(9, 2e-3, np.float32), RATE))

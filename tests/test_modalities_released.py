@@ -193,8 +193,10 @@ def test_forbidden_codes_and_bad_media_are_refused(name, tokenizers):
 
 
 def test_levels_and_sizes_that_the_network_has_not_are_refused(files):
-    with pytest.raises(UserError, match="3 codebooks"):
-        base.get("encodec", weights=files["encodec"], levels=4)
+    for levels in (0, 4, -1):
+        with pytest.raises(UserError, match=f"3 codebooks; levels must be 1 … 3, not {levels}"):
+            base.get("encodec", weights=files["encodec"], levels=levels)
+    assert base.get("encodec", weights=files["encodec"], seconds=1.0, levels=None).levels == 3
     with pytest.raises(UserError, match="multiple of 2"):
         base.get("janus_vq", weights=files["janus_vq"], size=25)
 

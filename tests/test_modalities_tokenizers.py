@@ -1,5 +1,6 @@
 """The shipped image, speech and music tokenizers: what every modality promises, and what they still convey."""
 
+import hashlib
 import io
 import json
 
@@ -11,8 +12,7 @@ from PIL import Image
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import Audio
-from anygpt_jax.modalities.codecs import weights
-from anygpt_jax.modalities.codecs.cards import recipe
+from anygpt_jax.modalities.codecs import cards, weights
 from anygpt_jax.modalities.text import TextTokenizer
 
 NAMES = ("image", "speech", "music")
@@ -113,8 +113,28 @@ def test_the_card_describes_the_weights_and_the_recipe(name):
         settings = {key: x for key, x in settings.items() if key != "acoustic"}
     assert card["fingerprint"] == weights.fingerprint(tensors, settings) == base.get(name).fingerprint
     config = load_config(f"configs/tokenizer_{name}.py")
-    assert json.loads(json.dumps(recipe(config))) == card["recipe"], "the shipped weights come from another recipe"
+    recipe = json.loads(json.dumps(cards.recipe(config)))
+    assert recipe == card["recipe"], "the shipped weights come from another recipe"
     assert card["quality"]["test"]["n"] >= 90
+
+
+def test_another_measurement_leaves_what_made_the_weights(tmp_path, monkeypatch):
+    from anygpt_jax.cli import load_config
+
+    path = tmp_path / "image.json"
+    path.write_bytes((weights.SHIPPED / "image.json").read_bytes())
+    config = load_config("configs/tokenizer_image.py")
+    config.output, config.steps, config.codec.latent = str(tmp_path), 1, 7
+    monkeypatch.setattr(cards, "quality", lambda config: {"test": {"n": 1}})
+    monkeypatch.setattr(cards.data, "find", lambda folder: tmp_path / "another_world" / "1.0.0")
+    cards.evaluate(config)
+    before, after = (json.loads((folder / "image.json").read_text()) for folder in (weights.SHIPPED, tmp_path))
+    assert after == {**before, "quality": {"test": {"n": 1}}}
+    digest = hashlib.sha256(json.dumps(after["recipe"], sort_keys=True).encode()).hexdigest()
+    assert after["recipe_fingerprint"] == digest and after["recipe"]["steps"] > 1
+    path.unlink()
+    with pytest.raises(UserError, match="train the tokenizer first"):
+        cards.evaluate(config)
 
 
 def test_shipped_quality_passes_the_gates():

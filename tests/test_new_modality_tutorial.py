@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from anygpt_jax import cli
 from anygpt_jax.embedded import scenes, sentences, settings
 from anygpt_jax.errors import UserError
-from anygpt_jax.modalities import base
+from anygpt_jax.modalities import base, pictures
 from anygpt_jax.training.checkpoints import restore_model
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def build_old_data(workdir):
             attributes = scenes.sample(rng, kind)
             caption = sentences.caption_scene(attributes, rng, kind)
             rows.append(
-                (f"images/{split}/{i}", scenes.encode_png(scenes.render(attributes)), caption, json.dumps(attributes))
+                (f"images/{split}/{i}", pictures.save_png(scenes.render(attributes)), caption, json.dumps(attributes))
             )
         splits[split] = tf.data.Dataset.from_tensor_slices(
             {name: [row[n] for row in rows] for n, name in enumerate(names)}

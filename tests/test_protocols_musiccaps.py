@@ -9,11 +9,14 @@ import pytest
 import soundfile
 
 from anygpt_jax import cli
+from anygpt_jax.embedded import parts, scenes
 from anygpt_jax.errors import UserError
-from anygpt_jax.evaluation import protocols, scoring
+from anygpt_jax.evaluation import protocols, scoring, stand_ins
 from anygpt_jax.evaluation.batch import examples_of
+from anygpt_jax.evaluation.examples import Example
 from anygpt_jax.evaluation.judges.chosen import Judges
 from anygpt_jax.evaluation.protocols import musiccaps
+from anygpt_jax.modalities import pictures
 from anygpt_jax.modalities.audio import load_audio
 
 COLUMNS = (
@@ -69,6 +72,40 @@ def test_what_is_missing_is_said(data, tmp_path):
     for judges in (Judges(), Judges(tmp_path)):
         with pytest.raises(UserError, match=r"Music is judged by CLAP: name the folder[^.]*\.$"):
             protocol.all_measures(judges)
+
+
+def test_stand_ins_are_read_as_the_published_files(tmp_path, monkeypatch):
+    """The embedded tunes, and beside them what every protocol needs."""
+    rng = np.random.default_rng(0)
+    tunes = {}
+    for i in range(3):
+        flac, about = parts.tune_clip(rng, "test")
+        tunes[f'a tune, "number {i}"'] = (flac, about)
+    picture = pictures.save_png(scenes.render(scene := scenes.sample(rng, "test")))
+    world = {
+        "image_to_text": [Example("i", scene, ("image", picture), ("text", b"a picture"))],
+        "speech_to_text": [Example("s", {}, ("speech", next(iter(tunes.values()))[0]), ("text", b"hello"))],
+        "music_to_text": [
+            Example(caption, about, ("music", flac), ("text", caption.encode()))
+            for caption, (flac, about) in tunes.items()
+        ],
+        "dialogues": [Example("d", {}, ("text", b"hello"), ("text", b"hi"))],
+    }
+    monkeypatch.setattr(stand_ins, "read_split", lambda task, split: world[task])
+    stand_ins.write(tmp_path, 3)
+    for name in protocols.NAMES:
+        protocols.by_name(name).check(tmp_path / name)
+    for task in TASKS:
+        protocol = protocols.by_name(task)
+        protocol.register(tmp_path / task)
+        found = {protocol.reference(e.attributes)["caption"]: e for e in examples_of(protocol)}
+        assert found.keys() == tunes.keys()
+        for caption, example in found.items():
+            original, made = (
+                load_audio(x) for x in (tunes[caption][0], dict([example.source, example.target])["music"])
+            )
+            assert made.sample_rate == original.sample_rate
+            np.testing.assert_allclose(made.samples, original.samples, atol=2**-15)
 
 
 @pytest.mark.slow  # answers by the shipped model, with five beams

@@ -21,6 +21,7 @@ from anygpt_jax.evaluation.protocols import omnibench
 from anygpt_jax.generation.answer import Answer, Segment
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.request import Request
+from anygpt_jax.modalities import pictures
 
 PROTOCOL = protocols.by_name("omnibench")
 OPTIONS = ["A man sings.", "A dog barks.", "Two people talk.", "A bell rings."]
@@ -160,12 +161,10 @@ def test_stand_ins_run_from_files_to_scores(tmp_path):
 
     rng = np.random.default_rng(0)
     seen = [scenes.sample(rng, "test") for _ in range(4)]
-    pictures = [
-        example(i, "image", scenes.encode_png(scenes.render(a)), object=a["object"]) for i, a in enumerate(seen)
-    ]
+    shown = [example(i, "image", pictures.save_png(scenes.render(a)), object=a["object"]) for i, a in enumerate(seen)]
     voices = [example(i, "speech", sound(300, "FLAC")) for i in range(4)]
     tunes = [example(i, "music", parts.tune_clip(rng, "test")[0]) for i in range(4)]
-    stand_ins.omnibench_questions(tmp_path / "omnibench", pictures, voices, tunes)
+    stand_ins.omnibench_questions(tmp_path / "omnibench", shown, voices, tunes)
     assert cli.main(["evaluate", "--tasks=omnibench", f"--data={tmp_path}", f"--out={tmp_path / 'out'}"]) == 0
     result = json.loads((tmp_path / "out" / "omnibench" / "scores.json").read_text())
     lines = scoring.read_lines(tmp_path / "out" / "omnibench")

@@ -77,6 +77,13 @@ def test_voices_are_the_packages_and_a_folders(tmp_path):
         voices.load(tmp_path / "none")
 
 
+def test_a_recording_cannot_take_the_place_of_the_models_own_voice(tmp_path, capsys):
+    soundfile.write(tmp_path / "default.wav", np.full(8000, 0.1), 16_000)
+    assert cli.main(["serve", "--voices", str(tmp_path)]) == 2  # before the model is loaded
+    message = "default.wav: 'default' is the model's own voice; give the recording another name.\n"
+    assert capsys.readouterr().err == f"anygpt: {tmp_path}/{message}"
+
+
 def test_without_its_packages_it_says_what_to_install(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "uvicorn" else find(name, *a))

@@ -16,6 +16,7 @@ import soundfile
 from PIL import Image
 
 from anygpt_jax.embedded import scenes, sentences
+from anygpt_jax.modalities import pictures
 from anygpt_jax.tasks import metrics
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ def test_it_draws_what_is_asked_and_describes_what_it_is_shown(server):
     assert metrics.image_attributes(asked, drawn)["attributes"] > 0.8
     told = []
     for attributes in asked:
-        png = base64.b64encode(scenes.encode_png(scenes.render(attributes))).decode()
+        png = base64.b64encode(pictures.save_png(scenes.render(attributes))).decode()
         parts = [
             {"type": "text", "text": "describe the picture"},
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}},

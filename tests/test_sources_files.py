@@ -370,3 +370,47 @@ def test_a_damaged_record_of_a_build_costs_itself_alone(build, tmp_path):
         assert sum(bool(e["filtered"]) for e in examples) <= 1
         damaged += sum(bool(e["filtered"]) for e in examples)
     assert damaged
+
+
+@pytest.mark.parametrize(
+    "way", ["../secret.png", "sub/../../secret.png", "{root}/../secret.png", "/dev/null", "media2/a.png"]
+)
+def test_a_path_that_leads_out_of_the_root_costs_its_example(tmp_path, way):
+    """Also one whose folder only begins like the root, reached from beside it."""
+    root = tmp_path / "media"
+    write(tmp_path / "secret.png", "secret")
+    write(tmp_path / "media2/a.png", "beside")
+    write(root / "sub/a.png", "A")
+    out = way.format(root=root) if way != "media2/a.png" else "../media2/a.png"
+    inside = ["sub/a.png", "./sub/../sub/a.png", f"{root}/sub/a.png"]
+    rows = [{"file": path, "text": "t"} for path in (*inside, out)]
+    write(tmp_path / "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    listed = {"train": f"{tmp_path}/m.jsonl"}
+    examples = read(metadata(listed, {"image": "file"}, {"text": "text"}, root=str(root)))
+    assert [e["image"] for e in examples] == [b"A", b"A", b"A", b""]
+    assert [e["filtered"] for e in examples] == [b""] * 3 + [b"!its path leads out of the folder of media"]
+    anywhere = read(metadata(listed, {"image": "file"}, {"text": "text"}, root="/"))
+    assert anywhere[2]["image"] == b"A" and not anywhere[2]["filtered"]
+
+
+def test_links_in_the_root_are_followed_wherever_they_lead(tmp_path, monkeypatch):
+    write(tmp_path / "disk/a.png", "A")
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media/far").symlink_to(tmp_path / "disk")
+    write(tmp_path / "m.csv", "file,text\nmedia/far/a.png,x\n../m.csv,y\n")
+    monkeypatch.chdir(tmp_path)
+    for root in (".", None):
+        inside, out = read(metadata({"train": "m.csv"}, {"image": "file"}, {"caption": "text"}, root=root))
+        assert (inside["image"], inside["filtered"], out["image"]) == (b"A", b"", b"")
+
+
+def test_the_kind_of_a_file_does_not_depend_on_the_case_of_its_name(tmp_path):
+    pyarrow.parquet.write_table(hugging_table(3), tmp_path / "A.PARQUET")
+    write(tmp_path / "beside.png", "bytes beside")
+    for path in ("A.PARQUET", "*.PARQUET"):
+        source = huggingface(
+            {"train": f"{tmp_path}/{path}"} if "*" not in path else {"train": [f"{tmp_path}/{path}"]},
+            {"image": "image", "caption": "text"},
+        )
+        assert [e["image"] for e in read(source)] == EXPECTED[:3]
+        assert source.num_input_examples("train") == 3

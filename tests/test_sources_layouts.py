@@ -156,6 +156,16 @@ def test_gigaspeech_cuts_utterances_from_long_recordings(giga):
     assert held_out["key"] == b"validation/GigaSpeech.json/POD1_S3"
 
 
+def test_recordings_outside_of_gigaspeechs_folder_are_not_read(giga):
+    path, _ = giga
+    told = json.loads(path.read_text())
+    (path.parent / "moved").mkdir()
+    told["audios"][0]["path"] = f"../{told['audios'][0]['path']}"
+    write(path.parent / "moved/GigaSpeech.json", json.dumps(told))
+    reasons = [e["filtered"] for e in read(gigaspeech(f"{path.parent}/moved/GigaSpeech.json", {"train": "XL"}))]
+    assert reasons[:3] == [b"!its path leads out of the folder of media"] * 3
+
+
 def interleaved(source, kind):
     return list(preprocessors.interleaved(source.get_dataset(split="train"), kind=kind).as_numpy_iterator())
 
@@ -172,10 +182,13 @@ def test_mmc4_like_documents(tmp_path):
         ]},
         {"url": "v", "text_list": ["Only text."], "image_info": []},
         {"url": "w", "text_list": ["x"], "image_info": [{"image_name": "a.png", "matched_text_index": 5}]},
+        {"url": "x", "text_list": ["x"], "image_info": [{"image_name": "../secret.png", "matched_text_index": 0}]},
+        {"url": "y", "text_list": ["x"], "image_info": [{"image_name": f"{tmp_path}/secret.png", "matched_text_index": 0}]},
     ]  # fmt: skip
+    write(tmp_path / "secret.png", "secret")
     write(tmp_path / "docs_shard_0_v3.jsonl", "".join(json.dumps(d) + "\n" for d in documents))
     examples = interleaved(mmc4({"train": f"{tmp_path}/docs_*.jsonl"}, f"{tmp_path}/images", 0.24), "document")
-    first, second, third = examples
+    first, second, third, *hostile = examples
     assert list(first["modality"]) == [b"image", b"text", b"image", b"text"]
     assert list(first["content"]) == [b"image a", b"First.", b"image b", b"Third."]
     assert first["loss"].all()
@@ -183,6 +196,8 @@ def test_mmc4_like_documents(tmp_path):
     assert list(second["content"]) == [b"Only text."]
     assert third["filtered"].startswith(b"!IndexError")
     assert all(not e["filtered"] for e in (first, second))
+    assert [e["filtered"] for e in hostile] == [b"!its path leads out of the folder of media"] * 2
+    assert not any(b"secret" in c for e in hostile for c in e["content"])
 
 
 @pytest.fixture
@@ -244,4 +259,7 @@ def test_the_names_inside_metadata_are_settings(tmp_path):
     write(tmp_path / "m.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     (example,) = interleaved(any_instruct({"train": f"{tmp_path}/m.jsonl"}, {}, names), "dialogue")
     assert list(example["content"]) == [b"hi", b"ho"]
+    source = any_instruct({"train": f"{tmp_path}/m.jsonl"}, {}, names, spoken=True, heard="you said {} :")
+    (example,) = interleaved(source, "dialogue")
+    assert list(example["content"]) == [b"hi", b"ho"], "without a name of speech nothing is heard"
     assert example["filtered"] == b""

@@ -1,9 +1,12 @@
 """docs/data.md as it stands, from a folder of pictures to the token cache; and a cache of every kind of source."""
 
 import argparse
+import functools
+import hashlib
 import importlib
 import io
 import json
+import os
 import pathlib
 import re
 import sys
@@ -15,9 +18,13 @@ import tiny_world
 from PIL import Image
 
 from anygpt_jax import cli
-from anygpt_jax.cache import CacheReader, Manifest
-from anygpt_jax.tasks import filters
+from anygpt_jax.cache import CacheReader, Manifest, load_vocabulary
+from anygpt_jax.data.inspect import readable
+from anygpt_jax.errors import UserError
+from anygpt_jax.modalities.text import TextTokenizer
+from anygpt_jax.tasks import filters, instructions, tokenize
 from anygpt_jax.tasks.sources import pairs
+from anygpt_jax.tasks.sources.folder import folder
 from anygpt_jax.tasks.sources.webdataset import webdataset
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -102,8 +109,6 @@ def test_the_page_from_a_folder_to_the_cache(here, capsys):
 
 @pytest.mark.slow
 def test_the_same_records_however_a_source_is_divided(here, monkeypatch):
-    from anygpt_jax.tasks import tokenize
-
     monkeypatch.setattr(tokenize, "SMALLEST_SHARD", 1)
     for t in range(2):
         files = []
@@ -136,3 +141,56 @@ def test_every_source_of_the_page_exists():
         package = "anygpt_jax.tasks" if module in ("filters", "text_normalization") else "anygpt_jax.tasks.sources"
         found = seqio if module == "seqio" else importlib.import_module(f"{package}.{module}")
         assert callable(getattr(found, name)), (module, name)
+
+
+def job_of(here, steps=()):
+    """The config of a job over the folder `media`, whose task is registered."""
+    source = folder({"train": f"{here}/media"}, {"image": "png", "caption": "txt"})
+    pairs.add_pairs("photo", source, "image", "image", "caption", steps=steps)
+    return tiny_world.config(here / "run", tasks=("photo_to_text",), shards=1)
+
+
+def test_a_name_that_is_not_utf_8_is_tokenized_like_any_other(here):
+    (here / "media").mkdir()
+    for i, name in enumerate((b"caf\xe9", "caf\u00e9".encode(), b"fox")):
+        path = os.fsencode(here / "media") + b"/" + name
+        for end, data in ((b".png", tiny_world.png("red", i)), (b".txt", b"a red fox")):
+            with open(path + end, "wb") as f:
+                f.write(data)
+    config = job_of(here)
+    tokenize.run(config, argparse.Namespace(json=None))
+    cache = f"{config.workdir}/cache"
+    made = {r.key: r for r in records(cache, "photo_to_text", "train")}
+    assert set(made) == {"train/caf\\xe9", "train/caf\u00e9", "train/fox"}
+    assert Manifest.load(cache).counts("photo_to_text", "train").rejects == 0
+    variants, text = instructions.instructions("image", "text"), TextTokenizer.load()
+    for key, record in made.items():
+        first = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+        assert f" {variants[first % len(variants)]} <image" in readable(record, load_vocabulary(cache), text), key
+
+
+def test_a_list_of_duplicates_that_changes_in_use_stops_the_job(here):
+    photographs(here / "media", 4)
+    listed = here / "duplicates.json"
+    listed.write_text('{"train": []}')
+    config = job_of(here, [filters.unique(listed)])
+    listed.write_text('{"train": ["train/000"]}')  # by another process, while this one is about to tokenize
+    with pytest.raises(
+        UserError, match=r"^.*duplicates\.json changed while it was in use; run the same command again\.$"
+    ):
+        tokenize.run(config, argparse.Namespace(json=None))
+    assert not list((here / "run").rglob("*.array_record")), "what was refused by another list is no shard"
+
+
+def test_a_medium_that_a_rule_cannot_read_costs_itself_alone(here):
+    from anygpt_jax.modalities.pictures import load_picture
+    from anygpt_jax.tasks import preprocessors
+
+    photographs(here / "media", 4)
+    (here / "media/lonely.txt").unlink()
+    rule = functools.partial(preprocessors.keep, rule=lambda data: load_picture(data) is not None, fields=("image",))
+    config = job_of(here, [rule])
+    tokenize.run(config, argparse.Namespace(json=None))
+    counts = Manifest.load(f"{config.workdir}/cache").counts("photo_to_text", "train")
+    assert (counts.records, counts.rejects) == (6, 1)
+    assert ["UserError: The image file" in reason for reason in counts.rejected] == [True]

@@ -369,6 +369,9 @@ def test_settings():
         {"max_cost": None, "modality": "image"},
     ):
         assert dataclasses.replace(settings, **other).name != settings.name
+    tunes = HttpSettings("music", "http://a/v1", "m")
+    assert tunes.name == 'http music m {"extra": {}}', "answers are kept under it"
+    assert dataclasses.replace(tunes, form="task").name != tunes.name
     for wrong, said in {
         "base_url=ftp://x": "base_url must be",
         "base_url=https://me:pw@x/v1": "no name, password",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import pathlib
 
@@ -54,6 +55,37 @@ def test_a_folder_without_such_a_model_is_refused(tmp_path):
         LocalText.from_config(ml_collections.ConfigDict({"backend": "local", "folder": "x", "model": "y"}))
     with pytest.raises(UserError, match="ChatML"):
         ChatMLTokenizer(small_tokenizer(tmp_path / "tokenizer.json", "<s>"))
+
+
+def test_the_checkpoint_that_names_the_answers_makes_them(tmp_path, monkeypatch):
+    from anygpt_jax.training import checkpoints
+
+    asked = []
+
+    def restored(path, **settings):
+        asked.append(settings)
+        raise UserError("as far as this test goes")
+
+    monkeypatch.setattr(checkpoints, "restore_model", restored)
+    (tmp_path / "tokenizer").mkdir()
+    small_tokenizer(tmp_path / "tokenizer" / "tokenizer.json", BEGIN, END)
+
+    def saved(name, content):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checksums.json").write_text(content)
+
+    saved("9", "nine")
+    saved("10", "ten")
+    saved("11.damaged", "set aside")
+    saved("12.orbax-checkpoint-tmp-3", "never finished")
+    model = LocalText(tmp_path)
+    tokenizer = (tmp_path / "tokenizer" / "tokenizer.json").read_bytes()
+    assert hashlib.sha256(b"ten" + tokenizer).hexdigest()[:12] in model.name
+    saved("13", "by a run that goes on")
+    with pytest.raises(UserError, match="as far as"):
+        model.make([text_request("topics", FRUIT, {}, 0)])
+    assert asked == [{"step": 10}]
+    assert LocalText(tmp_path).name != model.name
 
 
 @pytest.mark.slow

@@ -286,3 +286,11 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(tmp_path):
     assert same and all(
         (folder / name).read_bytes() == (tmp_path / "whole" / "synthesis" / name).read_bytes() for name in same
     )
+
+
+def test_what_else_ends_a_line_for_python_is_text(tmp_path):
+    told = "".join(map(chr, [*range(0x20), 0x85, 0x2028, 0x2029, 0xFEFF]))
+    rows = [{"id": i, "text": f"{i}{told}{i}"} for i in range(3)]
+    store.write(tmp_path, "dialogues", 0, 1, rows, rows[:1])
+    assert store.items(tmp_path, "dialogues", 0, 1) == rows
+    assert store.failed(tmp_path, "dialogues") == rows[:1]

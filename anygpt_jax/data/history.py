@@ -21,25 +21,29 @@ class Stage:
 
 
 def settings_of(config: ml_collections.ConfigDict) -> MixtureSettings:
-    """config.mixture (task -> weight), with `mixture_by` and `mixture_temperature` if they are there."""
+    """config.mixture (task -> weight), with `mixture_by` and `mixture_temperature` if they are there and not None."""
+    by, temperature = config.get("mixture_by"), config.get("mixture_temperature")
     return MixtureSettings(
         {task: float(weight) for task, weight in dict(config.mixture).items()},
-        config.get("mixture_by") or "weights",
-        float(config.get("mixture_temperature") or 1.0),
+        "weights" if by is None else by,
+        1.0 if temperature is None else float(temperature),
     )
 
 
 def to_json(history: Sequence[Stage]) -> list[dict[str, Any]]:
+    """As a checkpoint's config keeps it under `mixture_history`: step, weights, by and temperature of each stage."""
     return [{"step": stage.step, **dataclasses.asdict(stage.mixture)} for stage in history]
 
 
 def from_json(stages: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+    """The inverse of `to_json`; KeyError for a stage that lacks a field."""
     return tuple(
         Stage(int(s["step"]), MixtureSettings(dict(s["weights"]), s["by"], float(s["temperature"]))) for s in stages
     )
 
 
 def describe(stage: Stage) -> str:
+    """ "from step 0: a 1, b 2", for logs and errors; `by` and temperature are told where they are not the defaults."""
     mixture = stage.mixture
     weights = ", ".join(f"{task} {weight:g}" for task, weight in sorted(mixture.weights.items()))
     more = f" by {mixture.by} at temperature {mixture.temperature:g}"

@@ -22,13 +22,13 @@ from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.records import TokenRecord
 from anygpt_jax.vocabulary import Vocabulary
 
-NEEDS_CONFIG = False  # a cache's folder is enough
 PERCENTILES = (5, 50, 95)
 SAMPLE = 2000  # records of every task and split that the codebooks' use is counted in
 SHOWN_REASONS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All are optional. `training.inspect`, behind the same verb, takes them too."""
     parser.add_argument("place", nargs="?", metavar="CACHE", help="a cache, a run's folder, or a config")
     parser.add_argument("--config", metavar="FILE", help="a Python file with get_config(); its workdir has the cache")
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; default: the config's workdir")
@@ -69,6 +69,7 @@ def summary(cache: pathlib.Path, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """Plain text of `summary`'s rows: under each its rules and most frequent reasons, at the end the sums."""
     width = max([len("task/split"), *(len(f"{r['task']}/{r['split']}") for r in rows)])
     columns = f"{'inputs':>9} {'records':>9} {'filtered':>9} {'rejects':>7} {'tokens':>12}"
     lines = [f"{'task/split':{width}}  {columns}  length: min p5 p50 p95 max  tokens by modality"]
@@ -177,6 +178,9 @@ def verify(cache: pathlib.Path) -> None:
 
 
 def run(config: ml_collections.ConfigDict | None, args: argparse.Namespace) -> None:
+    """Prints what the cache holds and, with --json, writes it; `config` is None where --config is not given.
+    UserError if nothing names a cache, --verify finds damage, or the task or the record asked for is not there.
+    """
     cache, config = place_of(config, args)
     if getattr(args, "verify", False):
         verify(cache)

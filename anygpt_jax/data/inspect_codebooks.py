@@ -26,13 +26,14 @@ class CodebookUse:
     perplexity: float  # exp of the entropy: as many codes, used evenly, would say as much
 
     def line(self) -> str:
+        """A row of the table; the last code is inclusive there: 0..1023."""
         return (
             f"{self.modality:<10}{self.low:>7}..{self.high - 1:<7}{self.codes:>12,} codes{self.used:>8.1%} used"
             f"  perplexity {self.perplexity:,.1f}"
         )
 
 
-def count_codes(records: Iterable[TokenRecord], vocabulary: Vocabulary) -> dict[str, Int[np.ndarray, K]]:
+def count_codes(records: Iterable[TokenRecord], vocabulary: Vocabulary) -> dict[str, Int[np.ndarray, " K"]]:
     """modality -> how often each of its codes occurs."""
     counts = {block.modality: np.zeros(block.size, np.int64) for block in vocabulary.blocks}
     for record in records:
@@ -45,7 +46,7 @@ def count_codes(records: Iterable[TokenRecord], vocabulary: Vocabulary) -> dict[
     return counts
 
 
-def codebook_use(counts: Mapping[str, Int[np.ndarray, K]], grammars: Mapping[str, Grammar]) -> list[CodebookUse]:
+def codebook_use(counts: Mapping[str, Int[np.ndarray, " K"]], grammars: Mapping[str, Grammar]) -> list[CodebookUse]:
     """One row a codebook; codebooks are the ranges of the modality's grammar, without one all its codes."""
     rows = []
     for modality, of_code in counts.items():

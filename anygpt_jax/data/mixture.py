@@ -32,6 +32,7 @@ class MixtureSettings:
     temperature: float = 1.0
 
     def problems(self) -> list[str]:
+        """A sentence for every setting that cannot be, naming its key in the config."""
         found = []
         bad = sorted(task for task, weight in self.weights.items() if not weight > 0)
         if bad or not self.weights:

@@ -42,10 +42,12 @@ class Items:
         return len(self.task)
 
     def take(self, which: np.ndarray) -> Items:
+        """Those at the indices `which`, in that order; one may be taken several times."""
         return Items(self.task[which], self.record[which], self.offset[which], self.length[which])
 
     @staticmethod
     def join(parts: list[Items]) -> Items:
+        """One after another; there must be at least one part."""
         return Items(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Items)))
 
 
@@ -93,6 +95,7 @@ class Group:
         self.left_out: Items | None = None  # known when the last window is planned
 
     def window(self, w: int) -> Window:
+        """Window `w` of the group; those before it are planned first. Not for several threads."""
         while len(self._planned) <= w:
             self._planned.append(self._pack(len(self._planned)))
         return self._planned[w]
@@ -126,6 +129,7 @@ class Packer:
 
     @property
     def group_rows(self) -> int:
+        """Rows that a group's `draws` are packed into, in all its windows."""
         return self.rows * self.windows
 
     def items(self, start: int, stop: int) -> Items:
@@ -168,6 +172,9 @@ class Packer:
         return max(1, int(root**2)), count
 
     def window(self, w: int) -> Window:
+        """Window `w` of the whole plan, which is row w · `rows` and those after it.
+        Its group is drawn anew if it is none of the last `KEPT_GROUPS` that were asked for.
+        """
         g, inside = divmod(w, self.windows)
         with self._lock:
             if g not in self._groups:

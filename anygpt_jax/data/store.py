@@ -60,7 +60,7 @@ class OpenShard:
     """One shard's lengths, and its reader once a record is asked for: planning opens no record file."""
 
     def __init__(self, root: pathlib.Path, shard: Shard):
-        self.lengths = read_lengths(root, shard)
+        self.lengths = _read_lengths(root, shard)
         self._path, self._shard = root / shard.path, shard
         self._reader: ArrayRecordReader | None = None
         self._lock = threading.Lock()  # the reader is not promised to be thread-safe
@@ -73,6 +73,11 @@ class OpenShard:
         return reader
 
     def read(self, numbers: list[int]) -> list[bytes]:
+        """The bytes of the records of these numbers, in their order.
+
+        UserError if the file is missing or damaged; OSError if it is whole, but cannot be read.
+        """
+
         def all_of_them() -> list[bytes]:
             reader, self._reader = self._reader or self._opened(), None  # after an error, another
             found = [reader.read(i, i + 1)[0] for i in numbers]
@@ -80,10 +85,10 @@ class OpenShard:
             return found
 
         with self._lock:
-            return insist(all_of_them, self._path, self._shard.sha256)
+            return _insist(all_of_them, self._path, self._shard.sha256)
 
 
-def read_lengths(root: pathlib.Path, shard: Shard) -> Int[np.ndarray, " records"]:
+def _read_lengths(root: pathlib.Path, shard: Shard) -> Int[np.ndarray, " records"]:
     """uint32, a map of the file."""
     path = root / shard.lengths_path
 
@@ -93,10 +98,10 @@ def read_lengths(root: pathlib.Path, shard: Shard) -> Int[np.ndarray, " records"
             raise ValueError(f"it does not hold the {shard.records} lengths that its manifest counts")
         return lengths
 
-    return insist(mapped, path, shard.lengths_sha256)
+    return _insist(mapped, path, shard.lengths_sha256)
 
 
-def insist(work: Callable[[], T], path: pathlib.Path, sha256: str) -> T:
+def _insist(work: Callable[[], T], path: pathlib.Path, sha256: str) -> T:
     """What `work` reads of a file, tried again: one error of a mounted bucket must not end a run for good.
 
     UserError if the file is not what was written; OSError if it is, which a restart of the job may repair.
@@ -162,7 +167,7 @@ class Store:
         shortest = 2**32
         first: list[int] = []
         for shard in self.shards(task):
-            lengths = read_lengths(self.root, shard)
+            lengths = _read_lengths(self.root, shard)
             total, sum_squares = int(lengths.sum(dtype=np.int64)), _squares(lengths)
             shortest, longest = min(shortest, int(lengths.min())), max(longest, int(lengths.max()))
             out, out_tokens, out_squares = 0, 0, 0.0

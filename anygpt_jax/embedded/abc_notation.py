@@ -19,6 +19,9 @@ _MODES = {"": 0, "maj": 0, "ion": 0, "mix": 1, "dor": 2, "m": 3, "min": 3, "aeo"
 _ACCIDENTALS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
 _TUPLET_TIME = {2: 3, 3: 2, 4: 3, 5: 2, 6: 2, 7: 2, 8: 3, 9: 2}  # p notes in the time of q
 
+_POSITIVE = r"0*([1-9]\d{0,3})(?!\d)"
+_METER = re.compile(f"{_POSITIVE}/{_POSITIVE}")
+_UNIT = re.compile(f"{_POSITIVE}(?:/{_POSITIVE})?")
 _KEY = re.compile(r"([A-G])([#b]?)\s*([A-Za-z]*)")
 _SKIP = re.compile(r'"[^"]*"|\{[^}]*\}|![^!\n]*!|\+[^+\n]*\+|%[^\n]*|\\\s*\n')
 _INLINE = re.compile(r"\[([A-Za-z]):([^\]]*)\]")
@@ -46,22 +49,29 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
+    """What decides which steps of a tune are altered: its tonic and its mode."""
+
     tonic: str  # "G", "Bb", "F#"
     mode: str  # a key of _MODES
 
     @classmethod
     def parse(cls, text: str) -> Key:
+        """Of a K: field. A mode counts by its first three letters in either case ("m" and "M" alone are minor), and
+        one that is unknown is taken for major.
+
+        Raises AbcError if the field does not begin with a tonic, A … G.
+        """
         match = _KEY.match(text.strip())
         if not match:
             raise AbcError(f"key {text!r}")
-        mode = match[3].lower() if match[3] in ("", "m") else match[3].lower()[:3]
+        mode = match[3][:3].lower()
         return cls(match[1] + match[2], mode if mode in _MODES else "")
 
     @property
     def signature(self) -> dict[str, int]:
         """Semitones by which the key alters each step."""
         fifths = _FIFTHS[self.tonic[0]] + 7 * {"": 0, "#": 1, "b": -1}[self.tonic[1:]] - _MODES[self.mode]
-        steps = _SHARP_ORDER[: max(fifths, 0)] if fifths >= 0 else _SHARP_ORDER[::-1][:-fifths]
+        steps = _SHARP_ORDER[:fifths] if fifths >= 0 else _SHARP_ORDER[::-1][:-fifths]
         return {step: 1 if fifths > 0 else -1 for step in steps}
 
     @property
@@ -92,23 +102,34 @@ def header(text: str) -> dict[str, str]:
 
 
 def meter(text: str) -> Fraction:
-    """The length of a bar in whole notes."""
+    """The length of a bar in whole notes. AbcError if it is not of the form 6/8, C or C|."""
     if text in ("C", "C|"):
         return Fraction(1)
-    match = re.match(r"(\d+)/(\d+)", text)
+    match = _METER.match(text)
     if not match:
         raise AbcError(f"meter {text!r}")
     return Fraction(int(match[1]), int(match[2]))
 
 
+def _unit(text: str) -> Fraction:
+    """Of an L: field, in whole notes."""
+    match = _UNIT.fullmatch(text.strip())
+    if not match:
+        raise AbcError(f"unit length {text!r}")
+    return Fraction(int(match[1]), int(match[2] or 1))
+
+
 def _body(text: str) -> str:
-    """The music lines after the first K:, with later K:, L: and M: fields written inline."""
+    """The music lines after the first K:, with later K: and L: fields written inline.
+
+    A later M: is left out: it does not change the unit length, and bars are where their lines are.
+    """
     lines, started = [], False
     for line in text.splitlines():
         match = re.match(r"([A-Za-z]):(.*)", line)
         if match and started and match[1] == "X":
             break
-        if match and started and match[1] in "KLM":
+        if match and started and match[1] in "KL":
             lines.append(f"[{match[1]}:{match[2].split('%')[0].strip()}]")
         elif match and not started:
             started = match[1] == "K"
@@ -169,20 +190,17 @@ class _Melody:
         if name == "K":
             self.signature = Key.parse(value).signature
         elif name == "L":
-            self.unit = Fraction(value.strip())
+            self.unit = _unit(value)
 
 
 def parse_notes(text: str) -> list[Note]:
-    """The melody of the first tune. Raises AbcError if it has no key or holds no note."""
+    """The melody of the first tune. Raises AbcError if it has no key, a field that is wrong, or no note."""
     fields = header(text)
     if "K" not in fields:
         raise AbcError("no K: field")
     bar = meter(fields.get("M", "4/4"))
     default = Fraction(1, 16) if bar < Fraction(3, 4) else Fraction(1, 8)
-    try:
-        melody = _Melody(Key.parse(fields["K"]), Fraction(fields.get("L", default)))
-    except ValueError as e:
-        raise AbcError(str(e)) from e
+    melody = _Melody(Key.parse(fields["K"]), _unit(fields["L"]) if "L" in fields else default)
     for token in _TOKEN.finditer(_body(text)):
         if token["field"]:
             match = _INLINE.match(token["field"])
@@ -191,6 +209,8 @@ def parse_notes(text: str) -> list[Note]:
         elif token["tuplet"]:
             p = int(token[3])
             q, r = int(token[4] or _TUPLET_TIME.get(p, 2)), int(token[5] or p)
+            if not p or not q:
+                raise AbcError(f"tuplet {token['tuplet']!r}")
             melody.tuplet = (r, Fraction(q, p))
         elif token["chord"]:
             inside = list(re.finditer(rf"({_NOTE}){_LENGTH}", token["chord"]))

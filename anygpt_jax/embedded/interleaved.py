@@ -18,6 +18,7 @@ from anygpt_jax.embedded import grammar, scenes, sentences, voices
 from anygpt_jax.embedded.parts import Example, generator, key, size, to_json, tune_clip
 from anygpt_jax.embedded.settings import Settings
 from anygpt_jax.embedded.splits import TRAIN, pair_split
+from anygpt_jax.modalities import pictures
 
 HUMAN, ASSISTANT, DOCUMENT = "human", "assistant", "document"
 DOCUMENT_SHARE = 1 / 3
@@ -68,6 +69,7 @@ class Spoken:
 
     @classmethod
     def from_example(cls, attributes: Mapping[str, str], sound: bytes) -> Spoken:
+        """Of the speech part's parsed `attributes`; what is neither text, voice nor kind is `mentioned`."""
         mentioned = {k: v for k, v in attributes.items() if k not in ("text", "voice", "kind")}
         return cls(attributes["text"], attributes["voice"], attributes["kind"], mentioned, sound)
 
@@ -92,12 +94,15 @@ class Narrator:
         self.imitated = set(voices.names("tts"))
 
     def choose(self, options: Sequence[Any]) -> Any:
+        """One of the options, all equally likely."""
         return options[int(self.rng.integers(len(options)))]
 
     def request(self, name: str, value: str = "") -> Segment:
+        """What the human writes to ask for something: one of `REQUESTS[name]`, with `value` for its {}."""
         return "text", HUMAN, self.choose(REQUESTS[name]).format(value)
 
     def answer(self, name: str, value: str) -> Segment:
+        """What the assistant writes: one of `ANSWERS[name]`, with `value` for its {}."""
         return "text", ASSISTANT, self.choose(ANSWERS[name]).format(value)
 
     def scene(self, **fixed: str) -> tuple[dict[str, str], bytes]:
@@ -110,9 +115,10 @@ class Narrator:
             if "object" in fixed and "colour" in fixed:
                 split = pair_split(fixed["object"], fixed["colour"])
             attributes = scenes.sample(self.rng, split, self.names, **fixed)
-        return attributes, scenes.encode_png(scenes.render(attributes))
+        return attributes, pictures.save_png(scenes.render(attributes))
 
     def caption(self, attributes: Mapping[str, str]) -> str:
+        """A written caption of a scene, or of a tune where there is no "object"."""
         write = sentences.caption_scene if "object" in attributes else sentences.caption_music
         return write(attributes, self.rng, self.split)
 
@@ -143,6 +149,7 @@ class Narrator:
         raise LackingError("image")
 
     def tune(self, **fixed: str) -> tuple[bytes, dict[str, Any]]:
+        """(FLAC, attributes) of a random clip of this split; `fixed` attributes are kept."""
         return tune_clip(self.rng, self.split, **fixed)
 
     def instrument(self) -> tuple[dict[str, str], bytes]:
@@ -152,6 +159,7 @@ class Narrator:
 
 
 def draw_spoken(n: Narrator) -> Story:
+    """Speech about a picture → its words, and the picture. Half of the time a written request comes before it."""
     spoken, attributes, png = n.pictured()
     asked = [n.request("draw")] if n.rng.random() < 0.5 else []
     turn = [*asked, ("speech", HUMAN, spoken.sound)]
@@ -159,12 +167,17 @@ def draw_spoken(n: Narrator) -> Story:
 
 
 def describe_aloud(n: Narrator) -> Story:
+    """A picture → what is said about it, written and then spoken; "text" of the attributes are its words."""
     spoken, attributes, png = n.pictured(answer=True)
     answer: list[Segment] = [("text", ASSISTANT, spoken.text), ("speech", ASSISTANT, spoken.sound)]
     return [n.request("describe"), ("image", HUMAN, png), *answer], {**attributes, "text": spoken.text}
 
 
 def play_spoken(n: Narrator) -> Story:
+    """Speech about music → its words, and a tune with what they mention.
+
+    Half of the time a written request comes before it.
+    """
     spoken = n.spoken("music")
     sound, attributes = n.tune(**spoken.mentioned)
     asked = [n.request("play")] if n.rng.random() < 0.5 else []
@@ -173,6 +186,7 @@ def play_spoken(n: Narrator) -> Story:
 
 
 def play_pictured(n: Narrator) -> Story:
+    """A picture of an instrument → a caption of a tune on it, and the tune, whose attributes are told."""
     pictured, png = n.instrument()
     sound, attributes = n.tune(instrument=pictured["object"])
     answer: list[Segment] = [("text", ASSISTANT, n.caption(attributes)), ("music", ASSISTANT, sound)]
@@ -180,6 +194,7 @@ def play_pictured(n: Narrator) -> Story:
 
 
 def draw_heard(n: Narrator) -> Story:
+    """A tune → a caption of a picture of its instrument, and the picture, whose attributes are told."""
     attributes, png = n.instrument()
     sound, _ = n.tune(instrument=attributes["object"])
     answer: list[Segment] = [("text", ASSISTANT, n.caption(attributes)), ("image", ASSISTANT, png)]
@@ -187,6 +202,7 @@ def draw_heard(n: Narrator) -> Story:
 
 
 def describe_tune(n: Narrator) -> Story:
+    """A tune → what is said about it, written and then spoken; "text" of the attributes are its words."""
     spoken = n.spoken("music", answer=True)
     sound, attributes = n.tune(**spoken.mentioned)
     answer: list[Segment] = [("text", ASSISTANT, spoken.text), ("speech", ASSISTANT, spoken.sound)]
@@ -194,6 +210,10 @@ def describe_tune(n: Narrator) -> Story:
 
 
 def several_turns(n: Narrator) -> Story:
+    """A picture that is asked for in writing, then questions about it, answered in writing.
+
+    There are two of them about one object, and one (the colour) about two.
+    """
     attributes, png = n.scene()
     turns = [n.request("draw_written", n.noun_phrase(attributes)), ("image", ASSISTANT, png)]
     known = [name for name in ANSWERS if name in attributes and "second" not in attributes] or ["colour"]
@@ -204,33 +224,39 @@ def several_turns(n: Narrator) -> Story:
 
 
 def write_and_repeat(n: Narrator) -> Story:
+    """An everyday sentence is written down, then said again: by the same sound that was heard."""
     spoken = n.spoken("everyday", answer=True)
     turns = [n.request("write"), ("speech", HUMAN, spoken.sound), ("text", ASSISTANT, spoken.text)]
     return [*turns, n.request("repeat"), ("speech", ASSISTANT, spoken.sound)], {"text": spoken.text}
 
 
 def draw_written(n: Narrator) -> Story:
+    """A written request with a caption → its picture."""
     attributes, png = n.scene()
     return [n.request("draw_written", n.noun_phrase(attributes)), ("image", ASSISTANT, png)], attributes
 
 
 def describe_written(n: Narrator) -> Story:
+    """A picture → its written caption."""
     attributes, png = n.scene()
     asked: list[Segment] = [n.request("describe_written"), ("image", HUMAN, png)]
     return [*asked, ("text", ASSISTANT, n.caption(attributes))], attributes
 
 
 def say(n: Narrator) -> Story:
+    """An everyday sentence in writing → its sound."""
     spoken = n.spoken("everyday", answer=True)
     return [n.request("say", spoken.text), ("speech", ASSISTANT, spoken.sound)], {"text": spoken.text}
 
 
 def play_written(n: Narrator) -> Story:
+    """A written request with a caption → its tune."""
     sound, attributes = n.tune()
     return [n.request("play_written", n.caption(attributes)), ("music", ASSISTANT, sound)], attributes
 
 
 def name_tune(n: Narrator) -> Story:
+    """A tune → its written caption: instrument, tempo, dance and key, not the title."""
     sound, attributes = n.tune()
     return [n.request("name_tune"), ("music", HUMAN, sound), ("text", ASSISTANT, n.caption(attributes))], attributes
 

@@ -18,6 +18,7 @@ import numpy as np
 from anygpt_jax.embedded import assets, grammar, scenes, sentences, tunes, voices
 from anygpt_jax.embedded.settings import Settings
 from anygpt_jax.embedded.splits import TEST, TRAIN, VALIDATION
+from anygpt_jax.modalities import pictures
 from anygpt_jax.modalities.audio import load_audio
 
 Example = dict[str, Any]
@@ -44,10 +45,12 @@ def generator(settings: Settings, part: str, split: str) -> np.random.Generator:
 
 
 def to_json(attributes: Mapping[str, Any]) -> str:
+    """How every example keeps its attributes: by sorted names, so that equal ones are equal text."""
     return json.dumps(attributes, sort_keys=True)
 
 
 def key(part: str, split: str, number: int) -> str:
+    """Unique in the data set; the number, counted from 0, has six digits: speech-train-000042."""
     return f"{part}-{split}-{number:06d}"
 
 
@@ -82,7 +85,7 @@ def images(settings: Settings, split: str) -> Iterator[Example]:
         attributes = (scenes.sample_two if two else scenes.sample)(rng, pairs_of, names)
         yield {
             "key": key("images", split, i),
-            "image": scenes.encode_png(scenes.render(attributes, artist)),
+            "image": pictures.save_png(scenes.render(attributes, artist)),
             "caption": sentences.caption_scene(attributes, rng, pairs_of),
             "attributes": to_json(attributes),
         }
@@ -105,7 +108,7 @@ def _utterances(jobs: Sequence[tuple[str, str]]) -> Iterator[bytes]:
         yield from pool.imap(_utterance, jobs, CHUNK)
 
 
-def spoken_sentences(settings: Settings, split: str) -> list[tuple[sentences.Sentence, str]]:
+def _spoken_sentences(settings: Settings, split: str) -> list[tuple[sentences.Sentence, str]]:
     """(sentence, voice) of a split of speech. `test_voice` speaks the sentences of `test` in an unheard voice."""
     of = TEST if split == "test_voice" else split
     rng = generator(settings, "speech", of)
@@ -137,7 +140,7 @@ def speech(settings: Settings, split: str) -> Iterator[Example]:
                 "attributes": to_json({"text": text, "voice": "librivox", "kind": "read"}),
             }
         return
-    jobs = spoken_sentences(settings, split)
+    jobs = _spoken_sentences(settings, split)
     sounds = _utterances([(sentence.text, voice) for sentence, voice in jobs])
     for i, ((sentence, voice), sound) in enumerate(zip(jobs, sounds, strict=True)):
         attributes: dict[str, Any] = {"text": sentence.text, "voice": voice, "kind": sentence.kind}

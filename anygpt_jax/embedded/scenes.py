@@ -193,9 +193,3 @@ def sample_two(
     line, (low, high) = rng.integers(3), sorted(rng.choice(3, 2, replace=False))
     cells = [(line, low), (line, high)] if relation == "left of" else [(low, line), (high, line)]
     return {**drawn, "relation": relation, "places": " / ".join(PLACES[3 * row + column] for row, column in cells)}
-
-
-def encode_png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -28,22 +28,21 @@ class Sentence:
 
     @property
     def mentioned(self) -> dict[str, str]:
+        """`attributes` by name; everyday sentences have none."""
         return dict(self.attributes)
 
     @property
     def split(self) -> str:
-        return sentence_split(self.text, self.mentioned)
+        """The only split in which it may be spoken: that of the held-out pair that it mentions, if it does, else by
+        its own hash.
+        """
+        split = scenes.split(self.mentioned)
+        return split_of("sentence", self.text) if split == TRAIN else split
 
 
 def is_request(text: str) -> bool:
     """Whether a spoken sentence asks for a picture or for music, instead of telling about one."""
     return text.startswith(grammar.REQUEST_OPENINGS)
-
-
-def sentence_split(text: str, mentioned: Mapping[str, str]) -> str:
-    """Split of a text: that of the held-out pair that it mentions, if it does, else by its own hash."""
-    split = scenes.split(mentioned)
-    return split_of("sentence", text) if split == TRAIN else split
 
 
 def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -104,11 +103,9 @@ def caption_music(attributes: Mapping[str, str], rng: np.random.Generator, split
     return _caption(grammar.MUSIC_CAPTIONS, attributes, rng, split)
 
 
-def spoken_about(
-    attributes: Mapping[str, str], kind: str, rng: np.random.Generator, templates: Sequence[str] | None = None
-) -> Sentence:
-    """A sentence to be spoken about a scene ("image") or a tune ("music"); it mentions some attributes."""
-    template = _choose(rng, templates or grammar.SPOKEN[kind])
+def _spoken_about(attributes: Mapping[str, str], kind: str, rng: np.random.Generator) -> Sentence:
+    """A sentence of a kind, a key of `grammar.SPOKEN`; it mentions some of the attributes, or none."""
+    template = _choose(rng, grammar.SPOKEN[kind])
     said = {name: attributes[name] for name in mentions(template)}
     words = reverse(said) if "second" in said and rng.random() < 0.5 else said
     return Sentence(fill(template, words, rng), kind, tuple(sorted(said.items())))
@@ -121,7 +118,7 @@ def _draw(kind: str, rng: np.random.Generator, objects: Sequence[str], naming: S
     attributes["relation"] = _choose(rng, scenes.RELATIONS)
     if naming:
         attributes["object"] = _choose(rng, naming)
-    return spoken_about(attributes, kind, rng)
+    return _spoken_about(attributes, kind, rng)
 
 
 def sample(
@@ -182,7 +179,7 @@ def spoken_words() -> list[str]:
 
 def written_words() -> list[str]:
     """Every word of the captions, sorted."""
-    return sorted(_words((*grammar.IMAGE_CAPTIONS, *grammar.MUSIC_CAPTIONS)))
+    return sorted(_words((*grammar.IMAGE_CAPTIONS, *grammar.TWO_OBJECT_CAPTIONS, *grammar.MUSIC_CAPTIONS)))
 
 
 @functools.cache
@@ -195,4 +192,5 @@ def recognizer() -> automaton.Automaton:
 
 
 def word_counts(sentences: Iterable[Sentence]) -> collections.Counter[str]:
+    """How often each word is said in all of these sentences together."""
     return collections.Counter(word for s in sentences for word in s.text.split())

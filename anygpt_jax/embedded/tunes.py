@@ -53,6 +53,7 @@ class Tune:
 
     @property
     def split(self) -> str:
+        """By the hash of the opening: a melody is in one split in every key and under every name."""
         return split_of("melody", self.opening)
 
 

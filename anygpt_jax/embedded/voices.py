@@ -20,7 +20,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import Audio
 
 SAMPLE_RATE = 16_000
-MARGIN = 0.08  # seconds of silence that are kept before and after the words
+MARGIN = 0.08  # seconds of zeros before and after the words
 LEVEL = 0.08  # root mean square of an utterance
 HIBARI_RATE = 24_000
 
@@ -65,7 +65,7 @@ def _hibari():
 
 
 def _trim(samples: np.ndarray) -> np.ndarray:
-    """Cuts silence (below 2 % of the peak in 10-ms frames) at both ends, keeping `MARGIN`."""
+    """Cuts all silence (10-ms frames below 2 % of the peak) at both ends, and puts `MARGIN` of zeros there."""
     frame = SAMPLE_RATE // 100
     whole = len(samples) // frame * frame
     level = np.abs(samples[:whole].reshape(-1, frame)).max(axis=1)

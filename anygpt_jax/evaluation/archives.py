@@ -25,6 +25,7 @@ class Archive:
 
     @property
     def name(self) -> str:
+        """Of the file as it is published, and as `state_of` looks for it: the last part of the URL."""
         return self.url.rpartition("/")[2]
 
 

@@ -48,6 +48,7 @@ class LastTurn:
 
     @property
     def form(self) -> str:
+        """What the data call its kind, by which scores are split up; "dialogue" where they do not say."""
         return self.attributes.get("form", "dialogue")
 
     @classmethod
@@ -105,11 +106,12 @@ def run(evaluation: Evaluation, task: str = TASK) -> dict[str, Any] | None:
     entry = {**entry_of(turns, answers), "images": images}
     if task != TASK:
         entry["music"] = judge_media("music", MUSIC_ATTRIBUTES, metrics.music_attributes, turns, answers, media)
-        entry["own_words"] = judge_own_words(answers, media)
-        entry["facts"] = judge_facts(turns, answers, media)
+        heard = evaluation.config.tokenize.get("heard") or ""
+        entry["own_words"] = judge_own_words(answers, media, heard)
+        entry["facts"] = judge_facts(turns, answers, media, heard)
         spoken = [t.truth if t.attributes.get("spoken") else () for t in turns]
         truths = decode(evaluation.trained, [tuple(s for s in truth if s.modality == "speech") for truth in spoken])
-        entry["chain"] = judge_chain(turns, answers, media, truths, evaluation.config.tokenize.get("heard") or "")
+        entry["chain"] = judge_chain(turns, answers, media, truths, heard)
     entry["seconds"] = round(time.monotonic() - began, 1)
     _keep(predictions, evaluation, turns, answers, media)
     predictions.finish(entry, recipe)
@@ -167,14 +169,17 @@ def judge_media(
     return {"n": len(asked), **metric([turns[i].attributes for i in asked], found)}
 
 
-def judge_own_words(answers: Sequence[Answer], media: Sequence[Sequence[Any]]) -> dict[str, dict[str, float]]:
-    """Of answers with a medium and words: does it show, or sound like, what they say?"""
+def judge_own_words(
+    answers: Sequence[Answer], media: Sequence[Sequence[Any]], heard: str
+) -> dict[str, dict[str, float]]:
+    """Of answers with a medium and words: does it show, or sound like, what they say? What they write that they `heard`
+    is not what they say."""
     found: dict[str, dict[str, float]] = {}
     for modality, names, metric in (
         ("image", IMAGE_ATTRIBUTES, metrics.image_attributes),
         ("music", MUSIC_ATTRIBUTES, metrics.music_attributes),
     ):
-        said = [parse_attributes(_words(a, m), names) for a, m in zip(answers, media, strict=True)]
+        said = [parse_attributes(_heard_and_said(a, m, heard)[1], names) for a, m in zip(answers, media, strict=True)]
         made = [_first(modality, a, m) for a, m in zip(answers, media, strict=True)]
         both = [i for i in range(len(answers)) if said[i] and made[i] is not None]
         scores = metric([said[i] for i in both], [made[i] for i in both]) if both else {}
@@ -183,7 +188,7 @@ def judge_own_words(answers: Sequence[Answer], media: Sequence[Sequence[Any]]) -
 
 
 def judge_facts(
-    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]]
+    turns: Sequence[LastTurn], answers: Sequence[Answer], media: Sequence[Sequence[Any]], heard: str
 ) -> dict[str, float]:
     """Of answers that are to be words about a picture or a tune: the share of the facts that both the true and the given
     answer name, and that are the same. `n` is the number of these facts, `named` their share of those in the true ones."""
@@ -193,7 +198,7 @@ def judge_facts(
             continue
         names = (*IMAGE_ATTRIBUTES, *MUSIC_ATTRIBUTES)
         wanted = parse_attributes(str(turn.attributes.get("answer_text", "")), names)
-        given = parse_attributes(_words(answer, decoded), names)
+        given = parse_attributes(_heard_and_said(answer, decoded, heard)[1], names)
         true += len(wanted)
         both += len(set(wanted) & set(given))
         same += sum(given.get(name) == value for name, value in wanted.items())
@@ -216,12 +221,11 @@ def judge_chain(
     if not spoken or not heard:
         return {"n": 0}
     transcripts, replies, sounds = [], [], []
-    pattern = re.compile(f"{re.escape(heard).replace(re.escape('{}'), '(.*?)')}(.*)", re.DOTALL)
     for i in spoken:
-        found = pattern.fullmatch(str(_first(TEXT, answers[i], media[i]) or "").strip())
-        transcripts.append(found[1].strip() if found else "")
-        replies.append(found[2].strip() if found else "")
-        sounds.append(_first("speech", answers[i], media[i]) if found and found[2].strip() else None)
+        transcript, reply = _heard_and_said(answers[i], media[i], heard)
+        transcripts.append(transcript or "")
+        replies.append("" if transcript is None else reply)
+        sounds.append(_first("speech", answers[i], media[i]) if replies[-1] else None)
     whisper = (judges := Judges()).whisper
     hear = whisper.heard if whisper else judges.heard
     said = iter(hear([sound for sound in sounds if sound is not None]))
@@ -239,9 +243,12 @@ def judge_chain(
     }
 
 
-def _words(answer: Answer, media: Sequence[Any]) -> str:
-    """What an answer says in writing; of an answer to speech what comes after the transcript."""
-    return str(_first(TEXT, answer, media) or "").rpartition(" : ")[2]
+def _heard_and_said(answer: Answer, media: Sequence[Any], heard: str) -> tuple[str | None, str]:
+    """The transcript that an answer begins with, where it begins as `heard` has it, and what else it says in writing."""
+    text = str(_first(TEXT, answer, media) or "").strip()
+    pattern = re.escape(heard).replace(re.escape("{}"), "(.*?)")
+    found = re.fullmatch(f"{pattern}(.*)", text, re.DOTALL) if heard else None
+    return (found[1].strip(), found[2].strip()) if found else (None, text)
 
 
 def _first(modality: str, answer: Answer, media: Sequence[Any]) -> Any:

@@ -70,12 +70,15 @@ class Example:
 
     @property
     def answer(self) -> tuple[Content, ...]:
+        """All that is answered, the target last; nothing without a target."""
         return (*self.lead, self.target) if self.target else ()
 
     def load_source(self, tokenizers: Mapping[str, ModalityTokenizer]) -> Any:
+        """A str, or what the modality's tokenizer reads: uint8[H, W, 3] of a picture, `Audio` of sound."""
         return load_content(self.source, tokenizers)
 
     def load_target(self, tokenizers: Mapping[str, ModalityTokenizer]) -> Any:
+        """As `load_source`; ValueError without a target."""
         if self.target is None:
             raise ValueError(f"example {self.key} has no target")
         return load_content(self.target, tokenizers)

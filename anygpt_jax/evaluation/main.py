@@ -37,9 +37,11 @@ PACKAGES = (
     "anygpt-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "tensorflow-datasets", "apache-beam",
     "numpy", "pocketsphinx", "hibari-tts", "scikit-learn", "jiwer",
 )  # fmt: skip
+OF_TASKS = ("data", "examples", "share", "out", "leaderboard", "follow", "judges", "compare")  # flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Without --tasks only --json may be given, and of a tokenizer's config none."""
     parser.add_argument("--json", metavar="PATH", help="also write the metrics to this file")
     parser.add_argument(
         "--tasks",
@@ -68,13 +70,18 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     """Every directed pair, the hard splits, the tokenizers, the dialogues and the text, as far as the config has them.
 
     Finished pairs of an earlier run are kept. Of a tokenizer's config: its quality on held-out splits, into its card.
+    UserError for flags that what is evaluated does not read.
     """
-    quieten()
+    _quieten()
     if getattr(args, "tasks", None):
         from anygpt_jax.evaluation import follow, suite
 
         return follow.run(config, args) if args.follow else suite.run(config, args)
+    if given := _given(args, OF_TASKS):
+        raise UserError(f"{given} is for published protocols; name them with --tasks, or drop {given}.")
     if config.kind == "tokenizer":
+        if given := _given(args, ("json",)):
+            raise UserError(f"{given} is not for a tokenizer, whose quality goes into its card; drop it.")
         from anygpt_jax.modalities.codecs import cards
 
         return cards.evaluate(config)
@@ -87,6 +94,12 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     measured = measure(prepare(config), tasks)
     write_metrics(workdir, measured, getattr(args, "json", None), of_shipped=bool(config.get("checkpoints")))
     print(table(measured["matrix"]) + other_lines(measured))
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """The first of these flags that the command line has."""
+    values = {name: getattr(args, name, None) for name in names}
+    return next((f"--{name}" for name, value in values.items() if value is not None and value is not False), None)
 
 
 def measure(evaluation: Evaluation, tasks: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +147,8 @@ def measure(evaluation: Evaluation, tasks: Sequence[str]) -> dict[str, Any]:
     return {**measured, "step": evaluation.trained.step, "seconds": round(time.monotonic() - began, 1)}
 
 
-def quieten() -> None:
+def _quieten() -> None:
+    """Lets absl, TensorFlow and Orbax warn and no more. Before TensorFlow is imported, which reads its variable then."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in ("absl", "tensorflow", "orbax"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -190,7 +204,7 @@ def write_metrics(
         "quickstart": nothing if of_shipped else measured,
         "shipped": measured if of_shipped else told,
         "timings": read_timings(workdir),
-        "versions": versions(),
+        "versions": _versions(),
     }
     data = json.dumps(metrics, indent=1).encode()
     write_atomically(workdir / "report" / "metrics.json", data)
@@ -205,7 +219,8 @@ def read_timings(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
+    """Of the PACKAGES that are installed, by name; "python" and "machine" (processor, number of cores) come first."""
     found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     for name in PACKAGES:
         try:

@@ -18,6 +18,7 @@ READERS: dict[tuple[str, str], MetricFn] = {
 
 
 def task_name(source: str, target: str) -> str:
+    """Under which a pair's SeqIO task, its token cache and its predictions go."""
     return f"{source}_to_{target}"
 
 

@@ -31,6 +31,7 @@ class Predictions:
         return result if result.get("recipe") == recipe else None
 
     def start(self) -> None:
+        """Removes what an earlier run left in the folder, and forgets the rows."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self._rows = []
@@ -51,9 +52,11 @@ class Predictions:
         return named if shown is None else {**named, "html": shown(medium)}
 
     def add(self, row: dict[str, Any]) -> None:
+        """One line of predictions.jsonl, which must be JSON; it is kept in memory until `finish`."""
         self._rows.append(row)
 
     def finish(self, result: Mapping[str, Any], recipe: str) -> None:
+        """Writes the rows, then result.json: the result with its recipe, by which `finished` knows it again."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows)
         write_atomically(self.folder / "predictions.jsonl", lines.encode())
         write_atomically(self.folder / "result.json", json.dumps({**result, "recipe": recipe}, indent=1).encode())

@@ -43,6 +43,7 @@ NEEDS_CONFIG = False  # a run's folder is enough
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """With --config and --workdir, which other verbs get from the command itself: this one needs no config."""
     parser.add_argument("place", nargs="?", metavar="RUN", help="a run's folder, or a config that names it")
     parser.add_argument("--config", metavar="FILE", help="a Python file with get_config(); its workdir is the run's")
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; default: the config's workdir")
@@ -86,7 +87,7 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
     matrix = measured["matrix"]
     training = report_training.values(workdir)
     return (
-        pages.environment(number=number)
+        pages.environment(number=_number)
         .get_template("report.html.j2")
         .render(
             name=workdir.resolve().name,
@@ -105,6 +106,7 @@ def render(metrics: Mapping[str, Any], workdir: pathlib.Path) -> str:
             dialogues=dialogue_rows(measured.get("dialogues", {})),
             text=measured.get("text", {}),
             tokenizers=measured.get("tokenizers", {}),
+            met=_met,
             tokenizer_marks={(m, name): (mark, higher) for m, name, mark, higher in TOKENIZER_THRESHOLDS},
             timings=metrics.get("timings", []),
             versions=metrics.get("versions", {}),
@@ -122,7 +124,8 @@ def dialogue_rows(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     return [("all", entry), *turns, *entry["by_form"].items()]
 
 
-def number(value: Any, digits: int = 2) -> str:
+def _number(value: Any, digits: int = 2) -> str:
+    """The templates' filter: `digits` after the point of a float, commas between thousands, a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
 
@@ -132,8 +135,12 @@ def cell(source: str, target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     known = entry["ceiling"] is not None and abs(span) > 1e-6
     reached = (entry["score"] - entry["chance"]) / span if known else 0.0
     mark = THRESHOLDS.get(f"{source}_to_{target}")
-    met = None if mark is None else (entry["score"] >= mark if entry["higher_is_better"] else entry["score"] <= mark)
+    met = None if mark is None else _met(entry["score"], mark, entry["higher_is_better"])
     return {**entry, "reached": min(max(reached, 0.0), 1.0), "mark": mark, "met": met}
+
+
+def _met(score: float, mark: float, higher_is_better: bool) -> bool:
+    return score >= mark if higher_is_better else score <= mark
 
 
 def verdicts(measured: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -152,10 +159,9 @@ def verdicts(measured: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _judge(found: dict[str, list[str]], what: str, metric: str, score: float, mark: float, higher: bool) -> None:
-    met = score >= mark if higher else score <= mark
     name = METRIC_NAMES.get(metric, metric)
     aim = "at least" if higher else "at most"
-    found["met" if met else "short"].append(f"{what}: {name} {score:.2f}, mark {aim} {mark:.2f}")
+    found["met" if _met(score, mark, higher) else "short"].append(f"{what}: {name} {score:.2f}, mark {aim} {mark:.2f}")
 
 
 def training_facts(rows: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,9 +202,9 @@ def sample_set(
     """The first predictions of a pair, with what was asked and what is true."""
     folder = workdir / "predictions" / (f"{source}_to_{target}" + (f"@{split}" if split else ""))
     path = folder / "predictions.jsonl"
-    lines = path.read_text().splitlines()[:SAMPLES] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     rows = []
-    for line in lines:
+    for line in list(filter(None, lines))[:SAMPLES]:
         row = json.loads(line)
         shown = {role: media_tag(folder, row.get(role)) for role in ("source", "direct", "via_text", "truth")}
         rows.append({**row, **shown, "attributes": said(row["attributes"])})

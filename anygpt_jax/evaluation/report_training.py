@@ -141,6 +141,7 @@ def starts(account: goodput.Account | None, folders: Sequence[Row]) -> list[dict
 
 
 def commit(git: Row) -> str:
+    """Ten digits of the commit in a run's git.json, and whether the tree differed from it; "" where there is none."""
     return git["commit"][:10] + (", changed" if git["dirty"] else "") if git else ""
 
 

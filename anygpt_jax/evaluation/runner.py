@@ -44,13 +44,16 @@ class Asked:
 
     @property
     def targets(self) -> list[dict]:
+        """The examples' attributes, against which a task's metrics score."""
         return [example.attributes for example in self.examples]
 
     @property
     def keys(self) -> list[str]:
+        """Of the examples: seeds are drawn by them, and chance knows by them whose answer is whose."""
         return [example.key for example in self.examples]
 
     def first(self, n: int) -> Asked:
+        """Its first n examples, or all if there are fewer."""
         return Asked(self.examples[:n], self.prompts[:n])
 
 
@@ -71,6 +74,7 @@ class Evaluation:
 
     @property
     def tokenizers(self) -> Mapping[str, ModalityTokenizer]:
+        """By modality; the trained model and the untrained one have the same."""
         return self.trained.tokenizers
 
     def pool(self, modality: str) -> list[Example]:

@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation.measures import Measure
+from anygpt_jax.evaluation.statistics import middle, resamples
 
 FILES = "predictions-*.jsonl"
-RESAMPLES = 1000
 
 
 def read_lines(folder: pathlib.Path, known: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -42,11 +42,12 @@ def read_lines(folder: pathlib.Path, known: Sequence[str] | None = None) -> dict
                 raise UserError(f"{folder} has two predictions of {key}; remove one, or the folder.")
             found[key] = row
     if known is not None:
-        check_foreign(list(found), known, folder)
+        _check_foreign(list(found), known, folder)
     return found
 
 
-def check_foreign(predicted: Sequence[str], known: Sequence[str], folder: pathlib.Path) -> None:
+def _check_foreign(predicted: Sequence[str], known: Sequence[str], folder: pathlib.Path) -> None:
+    """UserError names keys of predictions that the data do not have."""
     if foreign := sorted(set(predicted) - set(known)):
         raise UserError(
             f"{folder} has predictions of {_few(foreign)}, which the data do not have; mend the one or the other."
@@ -55,7 +56,7 @@ def check_foreign(predicted: Sequence[str], known: Sequence[str], folder: pathli
 
 def check_keys(predicted: Sequence[str], asked: Sequence[str], folder: pathlib.Path) -> None:
     """UserError unless both are the same keys."""
-    check_foreign(predicted, asked, folder)
+    _check_foreign(predicted, asked, folder)
     if missing := sorted(set(asked) - set(predicted)):
         raise UserError(f"{folder} lacks predictions of {_few(missing)}; run the same command again to make them.")
 
@@ -73,26 +74,13 @@ class Score:
     high: float
 
 
-def resamples(n: int, seed: int = 0) -> np.ndarray:
-    """int[RESAMPLES, n]: which examples each sample has."""
-    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-
-
 def measured(measure: Measure, rows: Float[np.ndarray, "N D"], seed: int = 0) -> Score:
+    """`rows` are the measure's own of all examples; `seed` is of the resampling, where the measure allows one."""
     if not measure.resampled:
         return Score(measure.score(rows), math.nan, math.nan)
     values = np.array([measure.score(rows[draw]) for draw in resamples(len(rows), seed)])
-    low, high = _between(values)
+    low, high = middle(values)
     return Score(measure.score(rows), low, high)
-
-
-def _between(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
-    """The middle 95 % of the samples that have a value; NaN where fewer than half do, as of a kind that is rare."""
-    finite = values[np.isfinite(values)]
-    if 2 * len(finite) < len(values):
-        return math.nan, math.nan
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +106,7 @@ def difference(
         return Difference(measure.score(second) - measure.score(first), math.nan, math.nan, math.nan)
     draws = resamples(len(first), seed)
     values = np.array([np.subtract(measure.score(second[d]), measure.score(first[d])) for d in draws])
-    low, high = _between(values)
+    low, high = middle(values)
     known = values[np.isfinite(values)]
     p = math.nan if math.isnan(low) else min(1.0, 2 * min(float((known <= 0).mean()), float((known >= 0).mean())))
     return Difference(float(np.subtract(measure.score(second), measure.score(first))), low, high, p)

@@ -8,6 +8,7 @@ Its scores say that the way from files to scores is whole, and nothing about the
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import itertools
 import json
@@ -19,7 +20,7 @@ from typing import Any
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.cli import load_config
 from anygpt_jax.evaluation.examples import Example, read_split
-from anygpt_jax.evaluation.protocols import coco, dialogue, omnibench, vctk, vqav2
+from anygpt_jax.evaluation.protocols import coco, dialogue, musiccaps, omnibench, vctk, vqav2
 from anygpt_jax.tasks import registry
 from anygpt_jax.templates import TEXT
 
@@ -29,12 +30,14 @@ def write(folder: pathlib.Path, examples: int) -> None:
     pictures = list(itertools.islice(read_split("image_to_text", "test"), examples))
     voices = list(itertools.islice(read_split("speech_to_text", "test"), examples))
     for task in ("coco_caption", "coco_image"):
-        coco_captions(folder / task, pictures)
-    vqa(folder / "vqav2", pictures)
+        _coco_captions(folder / task, pictures)
+    _vqa(folder / "vqav2", pictures)
     for subset in ("clean", "other"):
-        librispeech(folder / f"librispeech_{subset}", f"test-{subset}", voices)
-    vctk_sentences(folder / "vctk", voices)
+        _librispeech(folder / f"librispeech_{subset}", f"test-{subset}", voices)
+    _vctk_sentences(folder / "vctk", voices)
     tunes = list(itertools.islice(read_split("music_to_text", "test"), examples))
+    for task in ("musiccaps_caption", "musiccaps_music"):
+        _musiccaps(folder / task, tunes)
     omnibench_questions(folder / "omnibench", pictures, voices, tunes)
     talks = list(itertools.islice(read_split("dialogues", "test"), examples))
     for task in ("dialogue", "dialogue_spoken"):
@@ -46,7 +49,8 @@ def _caption(example: Example) -> str:
     return example.target[1].decode("utf-8")
 
 
-def coco_captions(folder: pathlib.Path, pictures: Sequence[Example]) -> None:
+def _coco_captions(folder: pathlib.Path, pictures: Sequence[Example]) -> None:
+    """val2014/ in JPEG and dataset_coco.json: every picture has its one caption five times, all in the split test."""
     entries = []
     for i, example in enumerate(pictures):
         name = f"COCO_val2014_{i:012}.jpg"
@@ -57,7 +61,8 @@ def coco_captions(folder: pathlib.Path, pictures: Sequence[Example]) -> None:
     write_atomically(folder / coco.ANNOTATIONS, json.dumps({"images": entries}).encode())
 
 
-def vqa(folder: pathlib.Path, pictures: Sequence[Example]) -> None:
+def _vqa(folder: pathlib.Path, pictures: Sequence[Example]) -> None:
+    """val2014/ in JPEG and the files of questions and answers: what is in the picture, said alike by all ten people."""
     questions, answers = [], []
     for i, example in enumerate(pictures):
         write_atomically(folder / "val2014" / f"COCO_val2014_{i:012}.jpg", _jpeg(example.source[1]))
@@ -68,7 +73,8 @@ def vqa(folder: pathlib.Path, pictures: Sequence[Example]) -> None:
     write_atomically(folder / vqav2.ANSWERS, json.dumps({"annotations": answers}).encode())
 
 
-def librispeech(folder: pathlib.Path, subset: str, voices: Sequence[Example]) -> None:
+def _librispeech(folder: pathlib.Path, subset: str, voices: Sequence[Example]) -> None:
+    """FOLDER/SUBSET/1/2: FLACs of one speaker's one chapter, and its file of transcripts, in capitals."""
     chapter = folder / subset / "1" / "2"
     lines = []
     for i, example in enumerate(voices):
@@ -78,11 +84,23 @@ def librispeech(folder: pathlib.Path, subset: str, voices: Sequence[Example]) ->
     write_atomically(chapter / "1-2.trans.txt", "".join(lines).encode())
 
 
-def vctk_sentences(folder: pathlib.Path, voices: Sequence[Example]) -> None:
+def _vctk_sentences(folder: pathlib.Path, voices: Sequence[Example]) -> None:
+    """txt/ and the FLACs of the first microphone; two speakers, p225 and p226, take the sentences in turn."""
     for i, example in enumerate(voices):
         name = f"p{225 + i % 2}/p{225 + i % 2}_{i // 2 + 1:03}"
         write_atomically(folder / "txt" / f"{name}.txt", _caption(example).encode())
         write_atomically(folder / vctk.SOUNDS / f"{name}_mic1.flac", _sound(example.source[1], "FLAC"))
+
+
+def _musiccaps(folder: pathlib.Path, tunes: Sequence[Example]) -> None:
+    """audio/ in WAV and of musiccaps-public.csv the columns that say which clip and what it is."""
+    written = io.StringIO(newline="")
+    rows = csv.writer(written)
+    rows.writerow(("ytid", "start_s", "end_s", "caption"))
+    for i, example in enumerate(tunes):
+        write_atomically(folder / musiccaps.SOUNDS / f"tune-{i:04}.wav", _sound(example.source[1], "WAV"))
+        rows.writerow((f"tune-{i:04}", 0, 10, _caption(example)))
+    write_atomically(folder / musiccaps.ANNOTATIONS, written.getvalue().encode())
 
 
 def omnibench_questions(
@@ -166,6 +184,7 @@ def _sound(data: bytes, form: str) -> bytes:
 
 
 def main() -> None:
+    """For the command line; the config's data must have been built."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--config", required=True, help="whose embedded data are taken; `anygpt build-data` makes them")

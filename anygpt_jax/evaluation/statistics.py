@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from anygpt_jax.tasks.metrics.scores import main_score
 from anygpt_jax.tasks.metrics.text import words
@@ -27,13 +29,24 @@ def example_scores(metric: MetricFn, targets: Sequence[dict], predictions: Seque
     return np.array(rows, np.float64)
 
 
-def bootstrap_interval(scores: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the weighted mean of `example_scores` under resampling of the examples."""
-    draws = np.random.default_rng(seed).integers(len(scores), size=(RESAMPLES, len(scores)))
-    values, weights = scores[draws].transpose(2, 0, 1)
-    means = (values * weights).sum(1) / weights.sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def resamples(n: int, seed: int = 0) -> Int[np.ndarray, "R N"]:
+    """Which of n examples each of RESAMPLES samples has: as many, drawn with repetition."""
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+
+
+def middle(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
+    """The middle 95 % of the samples that have a value; NaN where fewer than half do, as of a kind that is rare."""
+    finite = values[np.isfinite(values)]
+    if 2 * len(finite) < len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)
+
+
+def bootstrap_interval(scores: Float[np.ndarray, "N 2"], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of 95 % of the weighted mean of `example_scores` under resampling of the examples."""
+    values, weights = scores[resamples(len(scores), seed)].transpose(2, 0, 1)
+    return middle((values * weights).sum(1) / weights.sum(1))
 
 
 def chance_scores(

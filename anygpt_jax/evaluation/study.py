@@ -5,9 +5,9 @@ python -m anygpt_jax.evaluation.study runs/study/results.jsonl
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +53,9 @@ def loss(task: str) -> Value:
     return lambda row: row["validation"].get(task)
 
 
-def dialogues(group: str) -> Value:
+def _dialogues(group: str) -> Value:
+    """The share of exact last answers; `group` is "all", "several_turns" or "one_turn". None of an arm without them."""
+
     def exact(row: Row) -> float | None:
         entry = row["dialogues"]
         return None if entry is None else (entry if group == "all" else entry[group])["exact"]
@@ -61,7 +63,8 @@ def dialogues(group: str) -> Value:
     return exact
 
 
-def cell(of_seeds: Mapping[int, Row], value: Value) -> str:
+def _cell(of_seeds: Mapping[int, Row], value: Value) -> str:
+    """Of one arm, for a table: the mean over its seeds with its interval, a dash where no seed has the value."""
     values = [v for v in map(value, of_seeds.values()) if v is not None]
     return _told(values) if values else "–"
 
@@ -102,45 +105,53 @@ def trained(arms: Mapping[str, Mapping[int, Row]], value_of: Callable[[str], Val
         value = value_of(task)
         columns = [arms.get(arm, {}) for arm in (task, f"{medium}_pair", "pairs_alone", "any_to_any")]
         gains = (difference(columns[0], column, value) for column in columns[2:])
-        lines.append([task.replace("_to_", " → "), *(cell(column, value) for column in columns), *gains])
+        lines.append([task.replace("_to_", " → "), *(_cell(column, value) for column in columns), *gains])
     return _table(head, lines)
 
 
 def never_trained(arms: Mapping[str, Mapping[int, Row]]) -> str:
-    """Pairs that no arm was trained on, asked directly and by way of text."""
+    """Pairs that no arm was trained on, asked directly and by way of text, of the arms of FULL that are there."""
     full = {arm: arms[arm] for arm in FULL if arm in arms}
+    first: Mapping[int, Row] = next(iter(full.values()), {})
     head = ["pair", "chance"]
     head += [f"{arm.replace('_', ' ')}, {way}" for arm in full for way in ("directly", "by text")]
     found = [
         f"{source}_to_{target}"
-        for row in next(iter(full.values())).values()
+        for row in first.values()
         for source, targets in row["matrix"].items()
         for target in targets
         if "text" not in (source, target)
     ]
     lines = []
     for task in dict.fromkeys(found):
-        values = [cell(full[arm], score(task, way)) for arm in full for way in ("score", "via_text")]
-        lines.append([task.replace("_to_", " → "), cell(next(iter(full.values())), score(task, "chance")), *values])
+        values = [_cell(full[arm], score(task, way)) for arm in full for way in ("score", "via_text")]
+        lines.append([task.replace("_to_", " → "), _cell(first, score(task, "chance")), *values])
     return _table(head, lines)
 
 
-def of_dialogues(arms: Mapping[str, Mapping[int, Row]]) -> str:
+def _of_dialogues(arms: Mapping[str, Mapping[int, Row]]) -> str:
+    """The arms of FULL that are there, on all dialogues and on those of several turns."""
     head = ("last answers of held-out dialogues with exactly the modalities asked for", "all", "several turns")
     return _table(
         head,
         [
-            [arm.replace("_", " "), *(cell(arms[arm], dialogues(group)) for group in ("all", "several_turns"))]
+            [arm.replace("_", " "), *(_cell(arms[arm], _dialogues(group)) for group in ("all", "several_turns"))]
             for arm in FULL
             if arm in arms
         ],
     )
 
 
-def main(path: str) -> None:
-    arms = read(pathlib.Path(path))
-    print(trained(arms, score), never_trained(arms), of_dialogues(arms), trained(arms, loss), sep="\n\n")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints Markdown: the trained pairs' scores, the pairs never trained, the dialogues, the trained pairs' losses."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=pathlib.Path, metavar="RESULTS", help="the results.jsonl of launch/study.py")
+    path = parser.parse_args(argv).path
+    if not path.is_file():
+        parser.error(f"there is no {path}; launch/study.py writes it")
+    arms = read(path)
+    print(trained(arms, score), never_trained(arms), _of_dialogues(arms), trained(arms, loss), sep="\n\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

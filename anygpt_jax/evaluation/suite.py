@@ -41,6 +41,7 @@ BOUNDED = 256  # examples of which the originals are judged as well
 
 
 def share_of(text: str) -> Share:
+    """Of the text "I/N"; UserError unless I, counted from 0, is below N."""
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UserError(f"--share={text} is not I/N with I below N, such as 0/4.")

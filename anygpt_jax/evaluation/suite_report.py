@@ -25,7 +25,7 @@ from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
 from anygpt_jax.evaluation import pages
 from anygpt_jax.evaluation.report_media import data_uri
-from anygpt_jax.evaluation.scoring import RESAMPLES
+from anygpt_jax.evaluation.statistics import RESAMPLES
 from anygpt_jax.evaluation.suite_extremes import Extremes
 from anygpt_jax.modalities.audio import load_audio
 from anygpt_jax.modalities.pictures import load_picture

@@ -14,7 +14,7 @@ import numpy as np
 from anygpt_jax.errors import UserError
 from anygpt_jax.formats.base import Content
 from anygpt_jax.formats.released import Released
-from anygpt_jax.tasks.instructions import instructions
+from anygpt_jax.tasks.instructions import choose, instructions
 from anygpt_jax.templates import TEXT, Segment
 
 # (source, target) -> one of the hundreds that training drew from. Always the same: an answer depends on the seed alone.
@@ -41,7 +41,8 @@ class AnyGPTBase(Released):
     def ask(
         self, source: str, target: str, content: Content, tokenizers: Mapping[str, object] | None = None
     ) -> list[Segment]:
-        asked = INSTRUCTIONS.get((source, target)) or instructions(source, target, tokenizers)[0]
+        """The instruction before a medium's codes; before a text, in one segment with it."""
+        asked = INSTRUCTIONS.get((source, target)) or choose(instructions(source, target, tokenizers), None)
         if source == TEXT:
             return [Segment(TEXT, f"{asked} This is input: {str(content).strip()}", "human")]
         return [Segment(TEXT, asked, "human"), Segment(source, content, "human")]

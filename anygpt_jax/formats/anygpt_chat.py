@@ -15,7 +15,7 @@ import numpy as np
 
 from anygpt_jax.formats.base import Content
 from anygpt_jax.formats.released import HEARD, REPLY, Part, Released
-from anygpt_jax.tasks.instructions import instructions
+from anygpt_jax.tasks.instructions import choose, instructions
 from anygpt_jax.templates import TEXT, Segment
 
 SYSTEM = (
@@ -44,6 +44,7 @@ class AnyGPTChat(Released):
 
     @property
     def dividers(self) -> tuple[int, ...]:
+        """`<-Ins->`, then `<-Res->`."""
         return self.vocabulary.marker(HEARD), self.vocabulary.marker(REPLY)
 
     def prompt(self, segments: Sequence[Segment], answer: str | None = None) -> np.ndarray:
@@ -64,9 +65,11 @@ class AnyGPTChat(Released):
     def ask(
         self, source: str, target: str, content: Content, tokenizers: Mapping[str, object] | None = None
     ) -> list[Segment]:
+        """The source, then the request of fine-tuning, in one segment with a text. Speech whose target is not text
+        stands alone: `prompt` adds its command."""
         if source == "speech" and target != TEXT:
             return [Segment(source, content, "human")]  # what is said is the request
-        asked = REQUESTS.get((source, target)) or instructions(source, target, tokenizers)[0]
+        asked = REQUESTS.get((source, target)) or choose(instructions(source, target, tokenizers), None)
         if source != TEXT:
             return [Segment(source, content, "human"), Segment(TEXT, asked, "human")]
         text = str(content).strip()
@@ -75,6 +78,7 @@ class AnyGPTChat(Released):
         return [Segment(TEXT, f"{text} {asked}", "human")]
 
     def decode(self, ids: np.ndarray) -> str:
+        """The dividers are in it as in the training's strings: `<-Res->` begins a line."""
         written = dict(zip(self.dividers, (f" {HEARD} ", f"\n {REPLY} "), strict=True))
         cuts = [int(i) for i in np.flatnonzero(np.isin(ids, self.dividers))]
         text = self.text.decode(ids[: cuts[0]] if cuts else ids).strip()

@@ -20,15 +20,19 @@ class Own(Formatter):
 
     @property
     def closers(self) -> tuple[int, ...]:
+        """`<eos>` alone."""
         return (self.vocabulary.marker(CLOSING["assistant"]),)
 
     def ask(
         self, source: str, target: str, content: Content, tokenizers: Mapping[str, object] | None = None
     ) -> list[Segment]:
+        """Always with the first of a pair's instructions, as in evaluation."""
         return pair_segments(source, target, content, tokenizers=tokenizers)
 
     def decode(self, ids: np.ndarray) -> str:
+        """Spaces at its ends are kept."""
         return self.text.decode(ids)
 
     def parse(self, segments: Iterable[tuple[str, Content]]) -> Parsed:
+        """Never a transcript: where the model writes what it heard, that is text of the reply."""
         return Parsed(None, tuple(Segment(m, content, "assistant") for m, content in segments if len(content)))

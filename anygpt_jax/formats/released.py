@@ -44,17 +44,20 @@ class Released:
 
     @property
     def closers(self) -> tuple[int, ...]:
-        # In training `</s>` came after the last `<eos>`. Should a model write it at once, that is the end too.
+        """In training `</s>` came after the last `<eos>`. Should a model write it at once, that is the end too."""
         return self.vocabulary.marker("<eos>"), self.vocabulary.eos
 
     @property
     def dividers(self) -> tuple[int, ...]:
+        """None; a format with chains of modality has its own."""
         return ()
 
     def decode(self, ids: np.ndarray) -> str:
+        """Without spaces at its ends."""
         return self.text.decode(ids).strip()
 
     def parse(self, segments: Iterable[tuple[str, Content]]) -> Parsed:
+        """The transcript is of the first text that marks one (`split_reply`); later ones are dropped."""
         transcript: str | None = None
         reply = []
         for modality, content in segments:
@@ -89,6 +92,7 @@ class Released:
                 yield text
 
     def opening(self, answer: str | None) -> Iterator[Part]:
+        """`[MMGPT]:`, and before an answer in codes a space and their begin marker."""
         yield from self.marked("[MMGPT]:")
         if answer is not None and answer != TEXT:
             yield " "

@@ -15,7 +15,8 @@ from anygpt_jax.vocabulary import Vocabulary
 class Decodes(Protocol):
     """A text tokenizer, or a prompt format, whose text may hold dividers."""
 
-    def decode(self, ids: np.ndarray) -> str: ...
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of int32[N]: of pieces, and of dividers where the format has them."""
 
 
 class Segment(NamedTuple):
@@ -36,6 +37,12 @@ class Answer:
     def first(self, modality: str) -> str | np.ndarray | None:
         """The content of the first segment of a modality, or None."""
         return next((s.content for s in self.segments if s.modality == modality), None)
+
+
+def likeliest(drawn: Sequence[tuple[Answer, float]], best_of: int) -> list[Answer]:
+    """Of every `best_of` draws in a row, each with its log probability, the likeliest a token."""
+    groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
+    return [max(group, key=lambda one: one[1] / len(one[0].ids))[0] for group in groups]
 
 
 def split_answer(

@@ -3,51 +3,58 @@
     {"key": "a", "prompt": "a red fox", "to": "image", "seed": 3}
     {"key": "b", "image": "fox.png", "to": "text"}
 
-The names are those of the command line's options; paths are relative to the file. FOLDER/answers.jsonl gets a line as
-soon as an answer is whole, or what was wrong with its request; lines that are there already are not answered again.
+A line stands for the command line of its names (`--best-of 3` is "best_of": 3), and goes over the one that was given; paths
+are relative to the file. FOLDER/answers.jsonl gets a line as soon as a request is answered, or what was wrong with it;
+those that are there already are not answered again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import urllib.parse
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from anygpt_jax.cache import whole_lines
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import media
-from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation import delivery, media
+from anygpt_jax.generation.answer import Answer, likeliest
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.request import Request
-from anygpt_jax.generation.voice import decode
-from anygpt_jax.templates import TEXT
 
 ANSWERS = "answers.jsonl"
 _AHEAD = 4  # requests that are read beforehand, for every slot
-OWN = (
-    "requests",
-    "out",
-    "json",
-    "n",
-    "best_of",
-    "beams",
-    "temperature",
-    "sampling",
-)  # what a line cannot say of its own
 
-Ask = Callable[[argparse.Namespace], tuple[Request, pathlib.Path | None]]  # what it asks for, and the voice to speak in
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a line asks for: `best_of` draws in a row of every answer, and the voice to speak in."""
+
+    requests: Sequence[Request]
+    best_of: int
+    voice: pathlib.Path | None
+
+
+Ask = Callable[[Mapping[str, Any]], Asked]
+
+
+class LineParser(argparse.ArgumentParser):
+    """Its errors are a line's, not the command's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message[:1].upper()}{message[1:]}.")
 
 
 def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The lines by key; UserError names the line that is no object, has no key of its own, or says what it cannot."""
     found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -79,70 +86,112 @@ def run(args: argparse.Namespace, pipeline: Pipeline, ask: Ask) -> int:
         (folder / ANSWERS).open("a", encoding="utf-8") as file,
         tqdm(total=len(rows), initial=len(rows) - len(todo), desc="generate", unit="answer") as bar,
     ):
-        for key, outcome in _outcomes(todo, args, source.parent, pipeline, ask):
+        for key, asked, outcome in _outcomes(todo, pipeline, ask):
+            line: dict[str, Any] = {"key": key}
             if isinstance(outcome, UserError):
                 failed += 1
-                line: dict[str, Any] = {"key": key, "error": str(outcome)}
+                line["error"] = str(outcome)
             else:
-                answer, voice = outcome
-                line = {"key": key, "seed": answer.seed, "segments": _save(folder, key, answer, voice, pipeline)}
+                assert asked is not None
+                answers = likeliest(outcome, asked.best_of)
+                told = [_told(folder, key, n, one, asked.voice, pipeline) for n, one in enumerate(answers, 1)]
+                line |= told[0] if len(told) == 1 else {"answers": told}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             bar.update()
     return failed
 
 
+Drawn = list[tuple[Answer, float]]  # with log probabilities, 0 where nothing is chosen by them
+
+
 def _outcomes(
-    rows: dict[str, dict[str, Any]], args: argparse.Namespace, base: pathlib.Path, pipeline: Pipeline, ask: Ask
-) -> Iterator[tuple[str, tuple[Answer, pathlib.Path | None] | UserError]]:
-    """Every key with its answer and voice, or with what was wrong, as they come."""
+    rows: Mapping[str, Mapping[str, Any]], pipeline: Pipeline, ask: Ask
+) -> Iterator[tuple[str, Asked | None, Drawn | UserError]]:
+    """Every key with what it asked for and what was drawn, or with what was wrong, as they come."""
     engine, waiting = pipeline.engine, iter(rows.items())
-    running: dict[int, tuple[str, pathlib.Path | None]] = {}
+    running: dict[int, tuple[str, int]] = {}  # job -> key, and which of its requests
+    drawn: dict[str, tuple[Asked, dict[int, tuple[Answer, float]]]] = {}
+    searched: list[tuple[str, Asked]] = []  # to be answered by beams, together when they fill the slots
     exhausted = False
+
+    def full() -> bool:
+        rows_needed = engine.settings.beams * sum(len(asked.requests) for _, asked in searched)
+        return bool(searched) and rows_needed >= engine.settings.batch_size
+
     while True:
-        while not exhausted and len(running) < (1 + _AHEAD) * engine.settings.batch_size:
+        while not exhausted and not full() and len(running) < (1 + _AHEAD) * engine.settings.batch_size:
             key, row = next(waiting, ("", None))
             if row is None:
                 exhausted = True
                 break
             try:
-                request, voice = ask(_arguments(row, args, base, pipeline))
-                running[engine.submit(request)] = key, voice
+                asked = ask(row)
+                if asked.best_of == 1 and all(map(pipeline.may_search, asked.requests)):
+                    searched.append((key, asked))
+                    continue
+                for i, request in enumerate(asked.requests):
+                    running[engine.submit(request, scored=asked.best_of > 1)] = key, i
+                drawn[key] = asked, {}
             except UserError as e:
-                yield key, e
-        if not running:
+                yield key, None, e
+        if full() or (exhausted and searched):
+            found = iter(pipeline.answers([request for _, asked in searched for request in asked.requests]))
+            for key, asked in searched:
+                yield key, asked, [(next(found), 0.0) for _ in asked.requests]
+            searched = []
+        if exhausted and not running:
             return
-        for written in engine.step():
-            if written.answer is not None:
-                key, voice = running.pop(written.job)
-                yield key, (written.answer, voice)
+        for written in engine.step() if running else ():
+            if written.answer is None:
+                continue
+            key, i = running.pop(written.job)
+            asked, answers = drawn[key]
+            answers[i] = written.answer, written.score or 0.0
+            if len(answers) == len(asked.requests):
+                del drawn[key]
+                yield key, asked, [answers[i] for i in range(len(answers))]
 
 
-def _arguments(
-    row: dict[str, Any], args: argparse.Namespace, base: pathlib.Path, pipeline: Pipeline
-) -> argparse.Namespace:
-    """The command line that a line stands for."""
-    unknown = sorted(name for name in row if not hasattr(args, name) or name in OWN)
-    if unknown:
-        raise UserError(f"'{unknown[0]}' cannot be said in a line of requests.")
-    wrong = [n for n, v in row.items() if not isinstance(v, bool if isinstance(getattr(args, n), bool) else int | str)]
-    if wrong:
-        raise UserError(f"'{wrong[0]}' cannot be {row[wrong[0]]!r}.")
-    files = {n: str(base / row[n]) for n in (*pipeline.tokenizers, "voice") if n in row}
-    return argparse.Namespace(**{**vars(args), "out": None, "json": None, **row, **files})
-
-
-def _save(
-    folder: pathlib.Path, key: str, answer: Answer, voice: pathlib.Path | None, pipeline: Pipeline
-) -> list[dict[str, Any]]:
-    """Saves the media of an answer as KEY-N.EXT and describes its segments."""
-    described: list[dict[str, Any]] = []
-    for i, (modality, content) in enumerate(answer.segments):
-        if modality == TEXT:
-            described.append({"modality": TEXT, "text": content})
+def arguments(row: Mapping[str, Any], args: argparse.Namespace, parser: LineParser) -> argparse.Namespace:
+    """The command line that a line of --requests stands for, whose flags `parser` knows. UserError if there is none."""
+    defaults, base = vars(parser.parse_args([])), pathlib.Path(args.requests).parent
+    words: list[str] = []
+    for name, value in row.items():
+        if name not in defaults:
+            raise UserError(f"'{name}' cannot be said in a line of requests.")
+        flag, several = f"--{name.replace('_', '-')}", isinstance(defaults[name], list)
+        if isinstance(defaults[name], bool) and isinstance(value, bool):
+            words += [flag] * value
             continue
-        tokenizer = pipeline.tokenizers[modality]
-        name = f"{urllib.parse.quote(key, safe='')}-{i + 1}{media.extension(modality, tokenizer)}"
-        media.write_media(folder / name, decode(tokenizer, np.asarray(content), voice), tokenizer)
-        described.append({"modality": modality, "file": name, "codes": np.asarray(content).tolist()})
-    return described
+        for one in value if several and isinstance(value, list) else [value]:
+            if isinstance(one, bool) or not isinstance(one, str | int | float) or isinstance(defaults[name], bool):
+                raise UserError(f"'{name}' cannot be {value!r}.")
+            words.append(f"{flag}={_from(base, name, str(one))}")
+    given = {**vars(args), "out": None, "json": None}
+    if {"via", "direct"} & row.keys():  # a line's own way goes over the command's
+        given |= {"via": None, "direct": False}
+    given |= {name: False for name, value in row.items() if value is False}
+    return parser.parse_args(words, argparse.Namespace(**given))
+
+
+def _from(base: pathlib.Path, name: str, value: str) -> str:
+    """A value in which the path is relative to `base`, where the option has one."""
+    if name == "input":
+        modality, equals, path = value.partition("=")
+        return f"{modality}={base / path}" if equals else value
+    return str(base / value) if name in (*media.SHORTCUTS, "voice") else value
+
+
+def _told(
+    folder: pathlib.Path, key: str, n: int, answer: Answer, voice: pathlib.Path | None, pipeline: Pipeline
+) -> dict[str, Any]:
+    """The n-th answer to a request. Its media are saved as KEY-PLACE.EXT; from the second answer on, as KEY+N-PLACE.EXT."""
+    name = urllib.parse.quote(key, safe="") + (f"+{n}" if n > 1 else "")  # a + of the key's own is quoted
+
+    def path_of(modality: str, place: int) -> pathlib.Path:
+        return folder / f"{name}-{place}{media.extension(modality, pipeline.tokenizers[modality])}"
+
+    segments = delivery.saved(pipeline, answer, voice, path_of)
+    named = [{**one, "file": pathlib.Path(one["file"]).name} if "file" in one else one for one in segments]
+    return {"seed": answer.seed, "segments": named}

@@ -37,6 +37,7 @@ Write to the model, or attach files first. What begins with / is a command.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--to, --voice and --load have commands of their names, by which a person can change them later."""
     parser.add_argument("--out", metavar="DIR", default="chat", help="where media of answers are saved (default: chat)")
     parser.add_argument("--load", metavar="FILE", help="go on with a saved dialogue")
     parser.add_argument("--to", default=ANY, metavar="MODALITY", help="what answers are to be (default: any)")
@@ -70,6 +71,7 @@ class Chat:
 
     @property
     def pipeline(self) -> Pipeline:
+        """The dialogue's, which holds the model and the tokenizers."""
         return self.dialogue.pipeline
 
     def line(self, text: str) -> None:
@@ -101,9 +103,11 @@ class Chat:
         made: list[tuple[str, concurrent.futures.Future]] = []  # of the answer, in order, while they are decoded
         codes: list[np.ndarray] = []
 
+        telling = _Telling(self)
+
         def listen(event: Text | Codes) -> None:
             if isinstance(event, Text):
-                self.write(printable(event.piece) + "\n" * event.last)
+                telling.add(event)
                 return
             codes.append(event.codes)
             if event.last:
@@ -169,9 +173,30 @@ class Chat:
         raise Leave
 
 
+class _Telling:
+    """Shows the texts of one answer while they grow, as the prompt's format reads them (`Format.parse`)."""
+
+    def __init__(self, chat: Chat):
+        self._chat = chat
+        self._written, self._told = "", ""  # of one text: by the model, and what of its reply was shown
+        self._heard = False  # whether a transcript was shown
+
+    def add(self, event: Text) -> None:
+        self._written += event.piece
+        parsed = self._chat.pipeline.formatter.parse([(TEXT, self._written)])
+        reply = "".join(str(segment.content) for segment in parsed.segments)
+        if parsed.transcript is not None and not self._heard and (reply or event.last):  # it is complete
+            self._chat.show(f"[heard: {printable(parsed.transcript)}]")
+            self._heard = True
+        self._chat.write(printable(reply[len(self._told) :]) + "\n" * (event.last and bool(reply)))
+        self._told = reply
+        if event.last:
+            self._written, self._told = "", ""
+
+
 def printable(text: str) -> str:
-    """Without what could command the terminal: the model writes bytes where it knows no word."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Without what could command the terminal: the model writes bytes where it knows no word. Lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def half_blocks(image: np.ndarray, columns: int = 48) -> str:
@@ -201,6 +226,10 @@ def lines(prompt: str) -> Iterator[str]:
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Talks until /quit, the end of the input, or Ctrl-C where nothing is being answered.
+
+    UserError for flags that cannot be; what is wrong later is shown, and the session goes on.
+    """
     pipeline = Pipeline.load(config, dataclasses.replace(options.settings(config, args), stride=_STRIDE))
     seed = int(config.seed if args.seed is None else args.seed)
     dialogue = Dialogue(pipeline, int(config.train.seq_len))

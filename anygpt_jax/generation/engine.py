@@ -124,6 +124,7 @@ class Engine:
 
     @property
     def running(self) -> int:
+        """Requests that have their slots, whether their prompts are being read or their answers written."""
         return len(self._jobs) - len(self._waiting)
 
     def submit(self, request: Request, *, scored: bool = False) -> int:
@@ -131,6 +132,7 @@ class Engine:
         return self.enqueue(self.prepare(request, scored=scored))
 
     def enqueue(self, job: Job) -> int:
+        """Lets a prepared job wait behind the others; returns its number. Not while another thread is within `step`."""
         self._jobs[job.number] = job
         self._waiting.append(job)
         return job.number
@@ -158,6 +160,7 @@ class Engine:
         return Job(next(self._numbers), request, machine, rows, budget, scored)
 
     def in_mesh(self) -> contextlib.AbstractContextManager:
+        """Around calls of the device's programs; `step`, `reserve` and `cancel` enter it themselves."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def cancel(self, number: int) -> None:
@@ -267,6 +270,8 @@ class Engine:
         return found
 
     def rounded(self, length: int) -> int:
+        """The length that programs have for so many tokens: 256, or its common multiple with a chunk, doubled until
+        it is enough, but not beyond the context."""
         whole = math.lcm(_SHORTEST, self.settings.prefill_chunk)
         doubled = whole << max(0, (-(-length // whole) - 1).bit_length())
         if self.settings.context is not None:
@@ -300,6 +305,7 @@ class Engine:
         return np.append(prompt, np.int32(machine.opening))
 
     def sampling_of(self, request: Request) -> list[Sampling]:
+        """Of text, then of the vocabulary's modalities in their order; the request's own go over the engine's."""
         settings = {**self.settings.sampling, **(request.sampling or {})}
         return [settings.get(modality, Sampling()) for modality in self._modalities]
 

@@ -31,12 +31,16 @@ class Codes:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
+    """The last event of a request that was answered."""
+
     answer: Answer
     reason: str  # "stop", or "length" if the answer had to end
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
+    """The last event of a request that was not, or not wholly, answered."""
+
     reason: str  # "cancelled", "deadline" or "error: …"
 
 
@@ -56,6 +60,7 @@ class Unfolding:
         self._told = ""  # of it
 
     def add(self, ids: Int32[np.ndarray, " N"]) -> Iterator[Text | Codes]:
+        """Takes the next ids, however many. A closer completes the text before it and has no event of its own."""
         codes: list[int] = []
         for token in map(int, ids):
             if self._block is not None:

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from anygpt_jax.cache import write_atomically
 from anygpt_jax.errors import UserError
-from anygpt_jax.generation import bulk, media, options
-from anygpt_jax.generation.answer import Answer
+from anygpt_jax.generation import bulk, delivery, media, options
+from anygpt_jax.generation.answer import Answer, likeliest
 from anygpt_jax.generation.automaton import ANY, Free, Plan
 from anygpt_jax.generation.pipeline import Pipeline
 from anygpt_jax.generation.request import Request, Settings
-from anygpt_jax.generation.voice import decode
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.tasks.instructions import pair_segments
 from anygpt_jax.templates import TEXT, Segment
 
-SHORTCUTS = ("image", "speech", "music")  # --image FILE is --input image=FILE
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of one request (`add_request_arguments`), and those of the command alone."""
+    answer = add_request_arguments(parser)
+    answer.add_argument(
+        "--out", metavar="FILE", help="where to save it (default: MODALITY.png or .wav; text is printed)"
+    )
+    answer.add_argument("--json", metavar="FILE", help="write what was generated: segments, ids, seeds, seconds")
+    options.add_arguments(parser, beams=True)
+    many = parser.add_argument_group("many requests")
+    many.add_argument(
+        "--requests", metavar="FILE",
+        help="one JSON object a line, with a key and these options' names; answers go to the folder --out, and a second "
+        "run goes on with what is not answered",
+    )  # fmt: skip
+
+
+def add_request_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a line of --requests may say too (bulk.py); returns the group of what is asked of the answer."""
     asks = parser.add_argument_group("what to ask")
     asks.add_argument("--prompt", metavar="TEXT", help="what is written to the model; beside a file, the instruction")
-    for modality in SHORTCUTS:
+    for modality in media.SHORTCUTS:
         asks.add_argument(f"--{modality}", metavar="FILE", help=f"{modality} to give to the model")
     asks.add_argument(
         "--input",
@@ -57,18 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--n", type=int, default=1, help="how many answers, with consecutive seeds (default 1)")
     answer.add_argument("--seed", type=int, help="the same seed gives the same answer (default: the config's)")
     answer.add_argument("--best-of", type=int, default=1, metavar="N", help="of so many draws the likeliest a token")
-    answer.add_argument(
-        "--out", metavar="FILE", help="where to save it (default: MODALITY.png or .wav; text is printed)"
-    )
     answer.add_argument("--voice", metavar="FILE", help="a recording in whose voice the answer is spoken")
-    answer.add_argument("--json", metavar="FILE", help="write what was generated: segments, ids, seeds, seconds")
-    options.add_arguments(parser)
-    many = parser.add_argument_group("many requests")
-    many.add_argument(
-        "--requests", metavar="FILE",
-        help="one JSON object a line, with a key and these options' names; answers go to the folder --out, and a second "
-        "run goes on with what is not answered",
-    )  # fmt: skip
+    return answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +105,10 @@ def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Comman
         raise UserError("There is nothing to answer; give --prompt TEXT, --image, --speech or --music FILE.")
     if args.voice is not None and args.to not in ("speech", ANY):
         raise UserError(f"--voice is for answers in speech, not in {args.to}; drop it, or ask --to speech.")
-    if args.n < 1:
-        raise UserError(f"--n must be at least 1, not {args.n}.")
+    _check_counts(args)
     seed = config.seed if args.seed is None else args.seed
     if not 0 <= seed <= 2**32 - args.n:
         raise UserError(f"--seed must lie between 0 and {2**32 - args.n}, not {seed}.")
-    if args.best_of < 1:
-        raise UserError(f"--best-of must be at least 1, not {args.best_of}.")
     out = None
     if args.out is not None:
         if args.to == ANY:
@@ -127,8 +126,14 @@ def parse(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Comman
     )
 
 
+def _check_counts(args: argparse.Namespace) -> None:
+    for flag, count in (("--n", args.n), ("--best-of", args.best_of)):
+        if count < 1:
+            raise UserError(f"{flag} must be at least 1, not {count}.")
+
+
 def _files(args: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, pathlib.Path], ...]:
-    named = [(m, getattr(args, m), f"--{m}") for m in SHORTCUTS if getattr(args, m) is not None]
+    named = [(m, getattr(args, m), f"--{m}") for m in media.SHORTCUTS if getattr(args, m) is not None]
     for text in args.input:
         modality, equals, path = text.partition("=")
         if not equals:
@@ -212,12 +217,14 @@ def answer(pipeline: Pipeline, requests: Sequence[Request], best_of: int = 1) ->
     """The likeliest a token of every `best_of` draws in a row; without draws to choose from, as the settings say."""
     if best_of == 1:
         return pipeline.answers(requests, description="generate" if sys.stderr.isatty() else None)
-    drawn = pipeline.engine.answer_scored(requests)
-    groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
-    return [max(group, key=lambda one: one[1] / len(one[0].ids))[0] for group in groups]
+    return likeliest(pipeline.engine.answer_scored(requests), best_of)
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Prints, saves and, with --json, describes the answers; with --requests, `run_many`.
+
+    UserError for a command that cannot be, before the model is loaded if that can be told without it.
+    """
     settings = options.settings(config, args)
     if args.requests:
         return run_many(config, args, settings)
@@ -238,19 +245,25 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
             "generate": generated - encoded,
             "decode": finished - generated,
         }
-        write_atomically(command.json, _report(pipeline, command, requests[0].prompt, answers, saved, seconds))
+        write_atomically(command.json, delivery.report(pipeline, command, requests[0].prompt, answers, saved, seconds))
 
 
 def run_many(config: ml_collections.ConfigDict, args: argparse.Namespace, settings: Settings) -> None:
     """`--requests`: UserError at the end if some could not be answered, which answers.jsonl names."""
     if args.out is None:
         raise UserError("--requests needs a folder for the answers; name it with --out.")
+    if args.json is not None:
+        raise UserError(f"--json is for one request; of many {args.out}/{bulk.ANSWERS} says what was generated.")
+    _check_counts(args)
     media.check_input(args.requests, "--requests")
+    parser = bulk.LineParser(add_help=False, allow_abbrev=False)
+    add_request_arguments(parser)
     pipeline = Pipeline.load(config, settings)
 
-    def ask(one: argparse.Namespace) -> tuple[Request, pathlib.Path | None]:
+    def ask(row: Mapping[str, Any]) -> bulk.Asked:
+        one = bulk.arguments(row, args, parser)
         command = parse(config, one)
-        return requests_of(config, pipeline, command)[0], command.voice
+        return bulk.Asked(requests_of(config, pipeline, command, one.best_of), one.best_of, command.voice)
 
     if failed := bulk.run(args, pipeline, ask):
         raise UserError(f"{failed} requests could not be answered; {args.out}/{bulk.ANSWERS} says why.")
@@ -258,52 +271,24 @@ def run_many(config: ml_collections.ConfigDict, args: argparse.Namespace, settin
 
 def deliver(pipeline: Pipeline, command: Command, answer: Answer, index: int) -> list[dict[str, Any]]:
     """Prints the answer's text, saves its media, and describes each segment for --json."""
-    described: list[dict[str, Any]] = []
     taken: dict[str, int] = {}
-    parsed = pipeline.formatter.parse(answer.segments)
-    if parsed.transcript is not None:
-        print(f"heard: {parsed.transcript}", file=sys.stderr)
-        described.append({"modality": TEXT, "heard": parsed.transcript})
-    for modality, content in ((segment.modality, segment.content) for segment in parsed.segments):
-        if modality == TEXT:
-            print(content)
-            entry: dict[str, Any] = {"modality": TEXT, "text": content}
+
+    def path_of(modality: str, _place: int) -> pathlib.Path:
+        first = command.out or media.default_output(modality, pipeline.tokenizers[modality])
+        path = media.numbered(first, index, len(command.seeds))
+        nth = taken[modality] = taken.get(modality, 0) + 1
+        return path if nth == 1 else path.with_name(f"{path.stem}-{nth}{path.suffix}")
+
+    described = delivery.saved(pipeline, answer, command.voice, path_of)
+    for entry in described:
+        if "heard" in entry:
+            print(f"heard: {entry['heard']}", file=sys.stderr)
+        elif "codes" in entry:
+            print(f"{entry['modality']} saved to {entry['file']}", file=sys.stderr)
+        else:
+            print(entry["text"])
             if command.target == TEXT and command.out:
                 path = media.numbered(command.out, index, len(command.seeds))
-                write_atomically(path, f"{content}\n".encode())
+                write_atomically(path, f"{entry['text']}\n".encode())
                 entry["file"] = str(path)
-        else:
-            tokenizer = pipeline.tokenizers[modality]
-            path = media.numbered(command.out or media.default_output(modality, tokenizer), index, len(command.seeds))
-            nth = taken[modality] = taken.get(modality, 0) + 1
-            path = path if nth == 1 else path.with_name(f"{path.stem}-{nth}{path.suffix}")
-            media.write_media(path, decode(tokenizer, np.asarray(content), command.voice), tokenizer)
-            print(f"{modality} saved to {path}", file=sys.stderr)
-            entry = {"modality": modality, "codes": np.asarray(content).tolist(), "file": str(path)}
-        described.append(entry)
     return described
-
-
-def _report(
-    pipeline: Pipeline,
-    command: Command,
-    prompt: np.ndarray,
-    answers: Sequence[Answer],
-    saved: Sequence[list[dict[str, Any]]],
-    seconds: dict[str, float],
-) -> bytes:
-    sampling = pipeline.engine.settings.sampling
-    report = {
-        "checkpoint_step": pipeline.step,
-        "vocabulary": pipeline.engine.vocabulary.fingerprint,
-        "plan": dataclasses.asdict(command.plan) if isinstance(command.plan, Free) else command.plan,
-        "prompt": {"text": command.prompt, "files": [[m, str(p)] for m, p in command.files], "ids": prompt.tolist()},
-        "sampling": {modality: dataclasses.asdict(s) for modality, s in sampling.items()},
-        "answers": [
-            {"seed": answer.seed, "segments": segments, "ids": answer.ids.tolist()}
-            for answer, segments in zip(answers, saved, strict=True)
-        ],
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-    }
-    return json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -11,6 +11,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.templates import TEXT
 
+SHORTCUTS = ("image", "speech", "music")  # --image FILE is --input image=FILE
 # What each modality is saved as. The tokenizer of another one may say it (`extension`).
 EXTENSIONS = {TEXT: ".txt", "image": ".png", "speech": ".wav", "music": ".wav"}
 

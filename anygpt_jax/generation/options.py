@@ -14,7 +14,8 @@ from anygpt_jax.generation.sampling import Sampling
 from anygpt_jax.templates import TEXT
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, beams: bool = False) -> None:
+    """For every verb that draws answers, with --beams for one that also searches; `settings` reads them."""
     how = parser.add_argument_group("how to draw (default: as the config says)")
     how.add_argument("--temperature", type=float, help="of every modality; 0 is greedy")
     names = ", ".join(field.name for field in dataclasses.fields(Sampling))
@@ -25,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODALITY.NAME=VALUE",
         help=f"one of {names}; may be repeated",
     )
-    how.add_argument("--beams", type=int, metavar="N", help="search for the likeliest text by so many; 1: no search")
+    if beams:
+        how.add_argument(
+            "--beams", type=int, metavar="N", help="search for the likeliest text by so many; 1: no search"
+        )
 
 
 def settings(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Settings:
@@ -38,10 +42,10 @@ def settings(config: ml_collections.ConfigDict, args: argparse.Namespace) -> Set
     for option in args.sampling:
         modality, name, value = _parsed(option, modalities)
         sampling[modality] = dataclasses.replace(sampling[modality], **{name: value})
-    beams = found.beams if args.beams is None else args.beams
-    if beams < 1:
+    beams = getattr(args, "beams", None)
+    if beams is not None and beams < 1:
         raise UserError(f"--beams must be at least 1, not {beams}.")
-    return dataclasses.replace(found, sampling=sampling, beams=beams)
+    return dataclasses.replace(found, sampling=sampling, beams=found.beams if beams is None else beams)
 
 
 def _parsed(option: str, modalities: tuple[str, ...]) -> tuple[str, str, Any]:

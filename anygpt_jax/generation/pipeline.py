@@ -105,9 +105,7 @@ class Pipeline:
         settings = self.engine.settings
         if beams is not None:
             settings = dataclasses.replace(settings, beams=beams, length_penalty=1.0, round_trip=0.0)
-        text_alone = all(request.plan in (TEXT, (TEXT,)) for request in requests)
-        greedy = all(self.engine.sampling_of(request)[0].temperature == 0 for request in requests)
-        if not (text_alone and greedy and settings.beams > 1):
+        if not all(self.may_search(request, settings.beams) for request in requests):
             return self.engine.answer(requests, description=description)
         found: list[list[tuple[Answer, float]]] = [[] for _ in requests]
         for cap in {request.max_new_tokens for request in requests}:
@@ -128,6 +126,12 @@ class Pipeline:
             else [answers[0][0] for answers in found]
         )
         return [dataclasses.replace(one, seed=request.seed) for one, request in zip(best, requests, strict=True)]
+
+    def may_search(self, request: Request, beams: int | None = None) -> bool:
+        """Whether `answers` searches for the answer by beams, those of the settings if none are named: of greedy text."""
+        if (self.engine.settings.beams if beams is None else beams) < 2:
+            return False
+        return request.plan in (TEXT, (TEXT,)) and self.engine.sampling_of(request)[0].temperature == 0
 
     def _reranked(
         self, requests: Sequence[Request], found: Sequence[list[tuple[Answer, float]]], weight: float

@@ -33,6 +33,8 @@ class Busy(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Load:
+    """How much the service has to do at one moment."""
+
     running: int  # requests
     waiting: int
     slots: int
@@ -52,6 +54,7 @@ class Ticket:
         self._tell: Callable[[Event], None] = self._events.put
 
     def put(self, event: Event) -> None:
+        """The service's side, in its thread. What comes before anyone listens is kept."""
         with self._lock:
             self._tell(event)
 
@@ -122,6 +125,7 @@ class Service:
 
     @property
     def load(self) -> Load:
+        """As of now, from any thread; `waiting` counts those too that the engine has not seen yet."""
         with self._changed:
             return Load(
                 self.engine.running,

@@ -37,7 +37,7 @@ def require_extends(new: Vocabulary, old: Vocabulary, where: str) -> None:
     raise UserError(f"{where} {problem}; build it on the vocabulary of the weights that are converted.")
 
 
-def mean_row(tensor: Tensor, rows: int) -> np.ndarray:
+def _mean_row(tensor: Tensor, rows: int) -> np.ndarray:
     """The mean of the first `rows` rows, accumulated in float64, in the tensor's dtype."""
     total = np.zeros(tensor.shape[1:], np.float64)
     for start, stop in tensor.slabs():
@@ -47,7 +47,7 @@ def mean_row(tensor: Tensor, rows: int) -> np.ndarray:
 
 def spread(tensor: Tensor, rows: int) -> np.ndarray:
     """float64[D, D]: times a draw of independent normals, a draw of the first `rows` rows' covariance."""
-    mean = mean_row(tensor, rows).astype(np.float64)
+    mean = _mean_row(tensor, rows).astype(np.float64)
     covariance = np.zeros((tensor.shape[1], tensor.shape[1]), np.float64)
     for start, stop in tensor.slabs():
         apart = tensor.rows(start, stop)[: max(0, rows - start)].astype(np.float64) - mean
@@ -56,9 +56,9 @@ def spread(tensor: Tensor, rows: int) -> np.ndarray:
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def drawn_rows(tensor: Tensor, kept: int, used: int, noise: float, seed: int) -> np.ndarray:
+def _drawn_rows(tensor: Tensor, kept: int, used: int, noise: float, seed: int) -> np.ndarray:
     """Rows of ids `kept` to `used`: the mean, and noise that depends on the seed and the id alone."""
-    mean = mean_row(tensor, kept)
+    mean = _mean_row(tensor, kept)
     if not noise:
         return np.broadcast_to(mean, (used - kept, *mean.shape))
     draws = np.stack([np.random.default_rng((seed, i)).normal(size=mean.size) for i in range(kept, used)])
@@ -68,7 +68,7 @@ def drawn_rows(tensor: Tensor, kept: int, used: int, noise: float, seed: int) ->
 def resized(tensor: Tensor, kept: int, used: int, rows: int, noise: float = 0.0, seed: int = 0) -> Tensor:
     """`tensor`'s first `kept` rows, then new ones up to `used`, then zeros up to `rows`."""
     shape = (rows, *tensor.shape[1:])
-    new = drawn_rows(tensor, kept, used, noise, seed) if used > kept else None
+    new = _drawn_rows(tensor, kept, used, noise, seed) if used > kept else None
 
     def read(start: int, stop: int) -> np.ndarray:
         out = np.zeros((stop - start, *shape[1:]), tensor.dtype)

@@ -32,7 +32,7 @@ def open_folder(folder: pathlib.Path) -> Source:
     model = hf_config.read_model(config, str(folder / "config.json"))
     tokenizer = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     generation = folder / "generation_config.json"
-    ids = special_ids(config | (_json(generation) if generation.is_file() else {}))
+    ids = _special_ids(config | (_json(generation) if generation.is_file() else {}))
     base = text_vocabulary(model.vocab_size, ids, tokenizer)
     vocabulary = base
     if "added_tokens.json" in tokenizer:
@@ -47,7 +47,7 @@ def open_folder(folder: pathlib.Path) -> Source:
     return check(Source(folder, model, _weights(folder), vocabulary, tokenizer, context))
 
 
-def special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+def _special_ids(config: Mapping[str, Any]) -> dict[str, int]:
     """pad, bos and eos. Llama 3 names several ends, of which the first counts, and no padding: the end stands in."""
 
     def first(name: str) -> int | None:

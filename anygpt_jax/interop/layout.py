@@ -35,15 +35,21 @@ class Leaf:
 
     @property
     def their_shape(self) -> tuple[int, ...]:
+        """Of one tensor of theirs: [out, in], where out are the axes of `shape` from `axis` on, and in those before.
+
+        With `axis` 0 (norms and the embedding) it is `shape` itself.
+        """
         if self.axis == 0:
             return self.shape
         return int(np.prod(self.shape[self.axis :])), int(np.prod(self.shape[: self.axis]))
 
     @property
     def full_shape(self) -> tuple[int, ...]:
+        """Ours, with the axis of the layers in front where they are stacked."""
         return (self.layers, *self.shape) if self.layers else self.shape
 
     def names(self) -> list[str]:
+        """Of all tensors of theirs that make this parameter, in the order of the layers."""
         return [self.name.format(layer=i) for i in range(self.layers)] if self.layers else [self.name]
 
     def to_ours(self, rows: np.ndarray) -> np.ndarray:

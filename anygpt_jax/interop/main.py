@@ -20,11 +20,13 @@ from anygpt_jax.interop.tokenizers import kinds
 from anygpt_jax.vocabulary import Vocabulary
 
 NEEDS_CONFIG = False
+VOCAB_MULTIPLE = 128
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `anygpt convert`, those for models and those for tokenizers in one set."""
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -62,12 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--noise",
         type=float,
-        default=0.0,
         metavar="X",
         help="new rows: the mean of the others and so much of how far those are apart (default: 0)",
     )
     parser.add_argument(
-        "--vocab-multiple", type=int, default=128, metavar="N", help="orbax: pad the embedding's rows (default: 128)"
+        "--vocab-multiple",
+        type=int,
+        metavar="N",
+        help=f"orbax: pad the embedding's rows (default: {VOCAB_MULTIPLE})",
     )
     parser.add_argument("--step", type=int, metavar="N", help="of checkpoints of ours; default: the newest whole one")
     parser.add_argument(
@@ -79,16 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_source(name: str, *, step: int | None = None, ema: bool = False) -> Source:
     """What SOURCE means; `step` and `ema` are for checkpoints of ours. UserError if it is none of the kinds."""
-    if name.startswith("package:"):
-        return gguf_file.open_file(gguf_file.in_package(name.removeprefix("package:")))
     path = pathlib.Path(name)
+    if checkpoints := orbax_source.checkpoints_in(path):
+        return orbax_source.open_checkpoints(checkpoints, step=step, ema=ema)
+    packaged = name.startswith("package:")
+    if (ema or step is not None) and (packaged or path.exists()):
+        raise UserError(f"--ema and --step are for checkpoints of ours; {name} holds none.")
+    if packaged:
+        return gguf_file.open_file(gguf_file.in_package(name.removeprefix("package:")))
     if path.is_file() and path.suffix == ".gguf":
         return gguf_file.open_file(path)
     if path.is_dir():
-        if checkpoints := orbax_source.checkpoints_in(path):
-            return orbax_source.open_checkpoints(checkpoints, step=step, ema=ema)
-        if ema or step is not None:
-            raise UserError(f"--ema and --step are for checkpoints of ours; {name} holds none.")
         return huggingface.open_folder(path)
     raise UserError(f"{name} is neither a folder nor a .gguf file; see `anygpt convert --help` for what is read.")
 
@@ -125,8 +130,11 @@ def _text_alone(source: Source) -> Vocabulary:
 def _run_tokenizer(args: argparse.Namespace) -> dict[str, object]:
     if not args.official or not args.kind:
         raise UserError("`anygpt convert tokenizer` needs --from PATH and --kind NAME.")
-    if args.format or args.vocabulary:
-        raise UserError("--format and --vocabulary are for models; drop them for a tokenizer.")
+    for_models = ("format", "vocabulary", "noise", "vocab_multiple", "step")
+    given = [name for name in for_models if getattr(args, name) is not None] + ["ema"] * args.ema
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UserError(f"A tokenizer is converted without {flags}: that is for models, drop it.")
     return tokenizers.convert(args.official, args.kind, args.to, args.dtype or "float32")
 
 
@@ -137,7 +145,10 @@ def _run_model(args: argparse.Namespace) -> dict[str, object]:
         )
     source = open_source(args.source, step=args.step, ema=args.ema)
     kind = args.format or ("huggingface" if orbax_source.checkpoints_in(pathlib.Path(args.source)) else "orbax")
-    written = convert(source, args.to, kind, args.vocabulary, args.vocab_multiple, args.dtype, args.noise)
+    if kind == "huggingface" and args.vocab_multiple is not None:
+        raise UserError("--vocab-multiple pads checkpoints of ours; drop it for --format huggingface.")
+    multiple = VOCAB_MULTIPLE if args.vocab_multiple is None else args.vocab_multiple
+    written = convert(source, args.to, kind, args.vocabulary, multiple, args.dtype, args.noise or 0.0)
     return {
         "format": kind,
         "parameters": sum(math.prod(leaf.full_shape) for leaf in leaves(written.model)),
@@ -150,6 +161,10 @@ def _run_model(args: argparse.Namespace) -> dict[str, object]:
 
 
 def run(config: None, args: argparse.Namespace) -> None:
+    """Converts a model, or a tokenizer if SOURCE is that word, and writes the summary that `--json` asks for.
+
+    UserError for what cannot be read or written, or for flags that do not go together.
+    """
     started = time.perf_counter()
     about = _run_tokenizer(args) if args.source == "tokenizer" else _run_model(args)
     seconds = round(time.perf_counter() - started, 2)

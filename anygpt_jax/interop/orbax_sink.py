@@ -82,6 +82,7 @@ class StreamedHandler(type_handlers.TypeHandler):
         self._progress = progress
 
     def typestr(self) -> str:
+        """That of ordinary arrays. Orbax keeps it beside each leaf and chooses by it what restores the leaf."""
         return type_handlers.ArrayHandler().typestr()
 
     async def serialize(
@@ -90,6 +91,7 @@ class StreamedHandler(type_handlers.TypeHandler):
         infos: Sequence[type_handlers.ParamInfo],
         args: Sequence[type_handlers.SaveArgs] | None = None,
     ) -> Sequence[Any]:
+        """One future, done when all leaves are written. `args` is not asked: chunks have `CHUNK_BYTES`."""
         return [future.CommitFutureAwaitingContractedSignals(self._write(values, infos), name="streamed_leaves")]
 
     async def _write(self, values: Sequence[StreamedLeaf], infos: Sequence[type_handlers.ParamInfo]) -> None:
@@ -110,13 +112,15 @@ class StreamedHandler(type_handlers.TypeHandler):
                 self._progress.update(values_here.nbytes)
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
+        """Always NotImplementedError."""
         raise NotImplementedError("streamed leaves are restored as arrays")
 
     async def metadata(self, infos: Any) -> Any:
+        """Always NotImplementedError."""
         raise NotImplementedError("streamed leaves are restored as arrays")
 
 
-def parameter_tree(source: Source, dtype: str) -> dict[str, Any]:
+def _parameter_tree(source: Source, dtype: str) -> dict[str, Any]:
     """The decoder's parameters as `StreamedLeaf`s, nested as its state is."""
     tree: dict[str, Any] = {}
     for leaf in leaves(source.model):
@@ -135,7 +139,7 @@ SHAPE = (
 )  # fmt: skip
 
 
-def run_config(source: Source, dtype: str, multiple: int) -> dict[str, Any]:
+def _run_config(source: Source, dtype: str, multiple: int) -> dict[str, Any]:
     """The config that `restore_model` and the trainer read beside the weights."""
     model = {name: getattr(source.model, name) for name in SHAPE}
     model |= {"vocab_multiple": multiple, "param_dtype": dtype, "compute_dtype": dtype}
@@ -172,8 +176,8 @@ def save(source: Source, directory: pathlib.Path, dtype: str, multiple: int) -> 
             manager.save(
                 0,
                 args=ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(parameter_tree(source, dtype)),
-                    config=ocp.args.JsonSave(run_config(source, dtype, multiple)),
+                    params=ocp.args.PyTreeSave(_parameter_tree(source, dtype)),
+                    config=ocp.args.JsonSave(_run_config(source, dtype, multiple)),
                     vocabulary=ocp.args.JsonSave(json.loads(source.vocabulary.to_json())),
                 ),
                 custom_metadata={"checksums": True},
@@ -185,6 +189,7 @@ def save(source: Source, directory: pathlib.Path, dtype: str, multiple: int) -> 
 
 
 def write_files(files: Mapping[str, bytes], directory: pathlib.Path) -> None:
+    """Contents by file name → files in a folder, which is made if there are any; what has their names is replaced."""
     if files:
         directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -39,6 +39,8 @@ STORAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
+    """The numbers of one or more tensors: the entry data/`key` of the archive."""
+
     dtype: np.dtype
     key: str
     size: int  # elements
@@ -78,6 +80,7 @@ class Restricted(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
+        """What `ALLOWED` has for a global that the pickle names; UserError for any other. Nothing is imported."""
         if (module, name) not in ALLOWED:
             raise UserError(
                 f"{self._path} asks for {module}.{name}, which a file of weights does not need: it is refused. "
@@ -86,6 +89,7 @@ class Restricted(pickle.Unpickler):
         return ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
+        """The storage of an id ('storage', dtype, key, device, elements); UserError for an id of anything else."""
         kind, dtype, key, _, size = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise UserError(f"{self._path} refers to a '{kind}' of {dtype}, not to a storage of numbers.")
@@ -137,7 +141,7 @@ def _is_state(value: Any) -> bool:
 
 def _tensor_in(path: pathlib.Path, name: str, placed: Placed, entry: zipfile.ZipInfo | None) -> Tensor:
     shape, dtype = placed.shape, placed.storage.dtype
-    if placed.strides != _row_major(shape):
+    if not _contiguous(placed):
         raise UserError(f"{path} keeps {name} transposed or as a part of another tensor; save it contiguous.")
     if entry is None or entry.compress_type != zipfile.ZIP_STORED:
         raise UserError(f"{path} has no uncompressed storage for {name}; save it anew with torch.save.")
@@ -146,8 +150,16 @@ def _tensor_in(path: pathlib.Path, name: str, placed: Placed, entry: zipfile.Zip
     return read_file_rows(path, _data_offset(path, entry) + placed.offset * dtype.itemsize, shape, dtype)
 
 
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+def _contiguous(placed: Placed) -> bool:
+    """As torch.Tensor.is_contiguous says: along an axis of length 1, and in an empty tensor, no stride is used."""
+    if 0 in placed.shape:
+        return True
+    expected = 1
+    for length, stride in zip(reversed(placed.shape), reversed(placed.strides), strict=True):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
 
 
 def _data_offset(path: pathlib.Path, entry: zipfile.ZipInfo) -> int:

@@ -30,6 +30,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """Of the whole array in its own dtype, in the file or as it would be in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def slabs(self, nbytes: int = SLAB_BYTES) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import pathlib
 import shlex
@@ -22,12 +21,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-import ml_collections
-
 from anygpt_jax.errors import UserError
 from anygpt_jax.launching.job import Job
 from anygpt_jax.launching.local_processes import LocalPod, Processes
-from anygpt_jax.launching.main import require_processes
+from anygpt_jax.launching.main import for_devices, require_processes
 from anygpt_jax.launching.policy import USER_ERROR, Verdict, judge, saved
 from anygpt_jax.launching.shell import Command
 from anygpt_jax.locks import alone
@@ -52,7 +49,8 @@ def run(job: Job, args: argparse.Namespace) -> None:
         print(stacks(pod.folder))
         return
     refuse(pod)
-    pod = dataclasses.replace(pod, job=with_mesh(job, pod.processes * pod.devices))
+    config = for_devices(job.config, job.verb, pod.processes * pod.devices, args.vocab_size)
+    pod = dataclasses.replace(pod, job=dataclasses.replace(job, config=config))
     if args.dry_run:
         print(script(pod))
         return
@@ -70,23 +68,6 @@ def refuse(pod: LocalPod) -> None:
     if pod.job.verb == "tokenize":
         raise UserError("--job=tokenize has workers of its own (Beam); run `anygpt tokenize` instead of a local pod.")
     require_processes(pod.job.config, pod.job.verb, pod.job.arguments, pod.processes)
-
-
-def with_mesh(job: Job, devices: int) -> Job:
-    """As on slices, a mesh of one device becomes FSDP over all. UserError if a larger one is not of so many."""
-    if job.verb != "train" or job.config.get("kind") != "decoder":
-        return job
-    config = ml_collections.ConfigDict(job.config.to_dict())
-    mesh = {axis: int(n) for axis, n in (config.get("mesh") or {}).items()}
-    size = math.prod(mesh.values())
-    if size == 1:
-        config.mesh = ml_collections.ConfigDict(mesh | {"fsdp": devices})
-    elif size != devices:
-        raise UserError(
-            f"config.mesh is {size} devices, and the processes have {devices}; set --config.mesh.AXIS, --processes or "
-            "--devices-per-process so that they agree."
-        )
-    return dataclasses.replace(job, config=config)
 
 
 def script(pod: LocalPod) -> str:

@@ -145,7 +145,7 @@ def for_slices(
 def for_devices(
     config: ml_collections.ConfigDict, verb: str, devices: int, vocab_size: int | None
 ) -> ml_collections.ConfigDict:
-    """The config as it runs on so many GPUs: a mesh of one device becomes FSDP. UserError of all that is wrong with it."""
+    """The config as it runs on so many devices: a mesh of one becomes FSDP. UserError of all that is wrong with it."""
     found = ml_collections.ConfigDict(config.to_dict())
     if verb != "train" or found.get("kind") != "decoder":
         return found

@@ -20,17 +20,19 @@ from anygpt_jax.modalities.codecs import batching, released
 class AudioCodec:
     """`Audio` of at most `seconds` ↔ int32[frames · levels].
 
-    `weights` is a converted file; `levels` is how many of its codebooks are written, of which fewer make shorter
-    sequences and a worse sound.
+    `weights` is a converted file; `levels` is how many of its codebooks are written (None: all), of which fewer make
+    shorter sequences and a worse sound. UserError if it has not that many.
     """
 
     def __init__(self, weights: str, modality: str = "music", seconds: float = 20.0, levels: int | None = None):
         loaded = released.load(weights, "encodec", "dac", "mimi")
         self._codec = codec = loaded.module
         self.name, self.symbol = modality, SYMBOLS.get(modality, modality)
-        self.levels = levels or codec.codebooks
+        self.levels = codec.codebooks if levels is None else levels
         if not 1 <= self.levels <= codec.codebooks:
-            raise UserError(f"{weights} has {codec.codebooks} codebooks; levels cannot be {levels}.")
+            raise UserError(
+                f"{weights} has {codec.codebooks} codebooks; levels must be 1 … {codec.codebooks}, not {levels}."
+            )
         self.fingerprint = released.fingerprint(loaded.fingerprint, levels=self.levels)
         self.sample_rate = codec.sample_rate
         self.codebook_size = self.levels * codec.codebook_size

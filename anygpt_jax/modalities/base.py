@@ -30,6 +30,7 @@ class Audio:
 
     @property
     def seconds(self) -> float:
+        """The sound's duration by its own sample rate."""
         return len(self.samples) / self.sample_rate
 
 
@@ -60,6 +61,7 @@ class Grammar:
         return self.cycle[(position - len(self.prefix)) % len(self.cycle)]
 
     def may_end(self, length: int) -> bool:
+        """Whether the prefix is over and the cycle whole after so many codes, and their number within bounds."""
         whole = length >= len(self.prefix) and (length - len(self.prefix)) % len(self.cycle) == 0
         return whole and self.min_length <= length <= self.max_length
 
@@ -125,7 +127,10 @@ def available() -> list[str]:
 
 @functools.cache
 def get(name: str, **settings: Any) -> ModalityTokenizer:
-    """The tokenizer registered under `name`, made with these settings, once a process."""
+    """The tokenizer registered under `name`, made with these settings, once a process. They must be hashable.
+
+    UserError for a name that is not registered, or settings that it does not take.
+    """
     if name not in _entry_points():
         raise UserError(f"Unknown modality tokenizer '{name}'; registered ones: {', '.join(available())}.")
     factory: Callable[..., ModalityTokenizer] = _entry_points()[name].load()
@@ -134,6 +139,18 @@ def get(name: str, **settings: Any) -> ModalityTokenizer:
     except TypeError as e:
         raise UserError(f"The settings of the modality tokenizer '{name}' are wrong: {e}.") from e
     return factory(**settings)
+
+
+def _setting(where: str, value: Any) -> Any:
+    """A value as `get` can keep it: a list becomes a tuple. UserError for what cannot be told apart, as a dict."""
+    if isinstance(value, list | tuple):
+        return tuple(_setting(where, part) for part in value)
+    try:
+        hash(value)
+    except TypeError as e:
+        kind = type(value).__name__
+        raise UserError(f"{where} must be a text, a number or a list of them, not a {kind}.") from e
+    return value
 
 
 def of_config(config: Any) -> dict[str, ModalityTokenizer]:
@@ -147,7 +164,8 @@ def of_config(config: Any) -> dict[str, ModalityTokenizer]:
         raise UserError(f"config.tokenizers names {', '.join(unknown)}, which config.modalities does not.")
     found = {}
     for modality in config.modalities:
-        settings = dict(chosen.get(modality, {}))
+        given = dict(chosen.get(modality, {}))
+        settings = {name: _setting(f"config.tokenizers.{modality}.{name}", value) for name, value in given.items()}
         entry = settings.pop("entry", None)
         found[modality] = get(modality, **settings) if entry is None else get(entry, modality=modality, **settings)
     return found

@@ -51,6 +51,7 @@ class ImageTokenizer:
         return pictures.save_png(media)
 
     def encode(self, media: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[np.ndarray]:
+        """The ground's code first, then the patches' in reading order. UserError for what is not uint8[H, W, 3]."""
         squares = [self._square(image) for image in media]
         codes: list[np.ndarray] = []
         for batch in _batches(squares):
@@ -58,6 +59,7 @@ class ImageTokenizer:
         return codes[: len(squares)]
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[UInt8[np.ndarray, "72 72 3"]]:
+        """ValueError for codes the grammar forbids."""
         rows = [np.asarray(c, np.int32) for c in codes]
         for i, row in enumerate(rows):
             if problem := self.grammar.problem(row):

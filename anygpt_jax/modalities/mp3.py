@@ -44,7 +44,7 @@ def frame_at(data: bytes, at: int) -> Frame | None:
     return Frame(first, hertz, length, (17 if mono else 32) if first else (9 if mono else 17))
 
 
-def start_of(data: bytes) -> int:
+def _start_of(data: bytes) -> int:
     """Where the sound begins: after an ID3v2 tag, whose length is written in 7 bits a byte."""
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
@@ -53,7 +53,7 @@ def start_of(data: bytes) -> int:
 
 def with_length(data: bytes) -> bytes:
     """The file with a Xing header, if it is an MP3 file without one; every other file as it is."""
-    start = start_of(data)
+    start = _start_of(data)
     first = frame_at(data, start)
     if first is None:
         return data
@@ -70,10 +70,10 @@ def with_length(data: bytes) -> bytes:
         at += frame.length
     if count < 2:  # two bytes that look like a header are no MP3 file
         return data
-    return xing_frame(data[start : start + 4], count) + data[start:]
+    return _xing_frame(data[start : start + 4], count) + data[start:]
 
 
-def xing_frame(header: bytes, count: int) -> bytes:
+def _xing_frame(header: bytes, count: int) -> bytes:
     """A silent frame of the same kind that says how many follow."""
     header = bytes([header[0], header[1] | 1, ROOM << 4 | header[2] & 0x0C, header[3]])  # no checksum, no padding
     frame = frame_at(header, 0)

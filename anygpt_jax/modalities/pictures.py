@@ -54,7 +54,7 @@ def load_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray,
 
 
 def save_png(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """A PNG file."""
+    """A PNG file; equal pictures give equal bytes."""
     out = io.BytesIO()
     Image.fromarray(np.asarray(picture, np.uint8)).save(out, "PNG")
     return out.getvalue()

@@ -23,6 +23,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | pathlib.Path = EMBEDDED_MODEL) -> TextTokenizer:
+        """The model in a file, by default the shipped one; UserError if it is not there."""
         path = pathlib.Path(path)
         if not path.is_file():
             raise UserError(f"No text tokenizer at {path}; train it with configs/tokenizer_text.py.")
@@ -30,10 +31,12 @@ class TextTokenizer:
 
     @property
     def size(self) -> int:
+        """Pieces, special ones included: ids are 0 … size - 1."""
         return self._processor.vocab_size()
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of the model file, in hex."""
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:

@@ -116,6 +116,7 @@ class ModelConfig:
 
     @property
     def dtype(self) -> jnp.dtype:
+        """`compute_dtype` as a dtype: that of activations, and of matrices when they multiply."""
         return jnp.dtype(self.compute_dtype)
 
 

@@ -38,8 +38,9 @@ def weight(
     return nnx.Param(value.astype(config.param_dtype), axes=axes)
 
 
-def norm_scale(config: ModelConfig, size: int, axis: str | None) -> nnx.Param:
-    return nnx.Param(jnp.ones(size, config.param_dtype), axes=(axis,))
+def norm_scale(config: ModelConfig, size: int) -> nnx.Param:
+    """A scale for `rms_norm`, ones at first, replicated."""
+    return nnx.Param(jnp.ones(size, config.param_dtype), axes=(None,))
 
 
 def rms_norm(x: Float[Array, "... N"], scale: Float[Array, " N"], eps: float) -> Float[Array, "... N"]:
@@ -112,16 +113,16 @@ class Block(nnx.Module):
         D, H, G, K, F = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim, config.d_ff
         into, out_of = D**-0.5, (2 * config.n_layers) ** -0.5
         self.config = config
-        self.attention_norm = norm_scale(config, D, None)
+        self.attention_norm = norm_scale(config, D)
         self.q = weight(config, rngs, (D, H, K), ("embed", "heads", None), into)
         self.k = weight(config, rngs, (D, G, K), ("embed", "kv_heads", None), into)
         self.v = weight(config, rngs, (D, G, K), ("embed", "kv_heads", None), into)
         # What writes to the residual stream starts small, so that its variance does not grow with depth.
         self.o = weight(config, rngs, (H, K, D), ("heads", None, "embed"), (H * K) ** -0.5 * out_of)
         if config.qk_norm:
-            self.q_norm = norm_scale(config, K, None)
-            self.k_norm = norm_scale(config, K, None)
-        self.mlp_norm = norm_scale(config, D, None)
+            self.q_norm = norm_scale(config, K)
+            self.k_norm = norm_scale(config, K)
+        self.mlp_norm = norm_scale(config, D)
         self.gate = weight(config, rngs, (D, F), ("embed", "mlp"), into)
         self.up = weight(config, rngs, (D, F), ("embed", "mlp"), into)
         self.down = weight(config, rngs, (F, D), ("mlp", "embed"), F**-0.5 * out_of)
@@ -175,7 +176,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.embedding = weight(config, rngs, (V, D), ("vocab", "embed"), 0.02)
         self.blocks = nnx.vmap(lambda keys: Block(config, rngs=keys))(rngs.split(config.n_layers))
-        self.norm = norm_scale(config, D, None)
+        self.norm = norm_scale(config, D)
         if not config.tied_embeddings:
             self.head = weight(config, rngs, (D, V), ("embed", "vocab"), 0.02)
 
@@ -199,6 +200,10 @@ class Decoder(nnx.Module):
         return rms_norm(x_BLD, self.norm[...], self.config.norm_eps)
 
     def head_matrix(self) -> Float[Array, "D V"] | Transposed:
+        """What `project` multiplies by, in the compute dtype: the embedding, transposed, if they are tied.
+
+        Of a model from `decode_weights.for_decoding` it may be the `Transposed` that was made there.
+        """
         own = getattr(self, "head", None)
         if isinstance(own, Transposed):
             return own

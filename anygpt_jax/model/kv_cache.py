@@ -35,6 +35,7 @@ class KVCache:
 
     @property
     def length(self) -> int:
+        """Slots of a sequence, S: the most positions it may have."""
         return self.keys.shape[2]
 
     def written(

@@ -41,6 +41,8 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
+    """The last event; `reason` is "stop", or "length" if the answer had to end."""
+
     answer: Answer
     reason: str
 
@@ -106,7 +108,7 @@ class Answering:
                 medium.add(event.codes, event.last)
                 medium = None if event.last else medium
             elif isinstance(event, Failed):
-                raise refusal_of(event)
+                raise _refusal_of_failed(event)
             elif isinstance(event, Done):
                 await asyncio.gather(*media)
                 self._out.put_nowait(Finished(event.answer, event.reason))
@@ -166,7 +168,8 @@ class _Growing:
         self._event.clear()
 
 
-def refusal_of(failed: Failed) -> Refusal:
+def _refusal_of_failed(failed: Failed) -> Refusal:
+    """503 if it was cancelled, 504 at its deadline, else 500, of which the client is not told the reason."""
     if failed.reason == "cancelled":
         return Refusal(503, "The server is shutting down; ask again elsewhere or later.", None, "shutting_down", 5.0)
     if failed.reason == "deadline":

@@ -52,6 +52,7 @@ class Api:
         return bool(self._preparing or self._answered)
 
     async def complete(self, request: Request) -> Response:
+        """POST /v1/chat/completions. Refusal for what is not answered; in a stream that has begun it is an event."""
         arrived = time.monotonic()
         chat, prepared = await self._prepare(request)
         tickets = self._submit(prepared)
@@ -220,6 +221,7 @@ class Api:
                 ticket.cancel()
 
     def close(self) -> None:
+        """Cancels what is still being answered and ends the threads of engine, decoders and preparation."""
         self.service.close(drain=0.0)
         self.decoder.close()
         self._pool.shutdown(cancel_futures=True)
@@ -245,6 +247,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def refusal_of(error: BaseException) -> Refusal:
+    """Of a group its first error's. What is no Refusal is logged and becomes a 500 that does not tell it."""
     if isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, Refusal):

@@ -31,6 +31,7 @@ class Completion:
         self.completion_tokens = 0
 
     def usage(self) -> dict[str, int]:
+        """OpenAI's counts; those of answers are of the choices that have ended so far."""
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -39,9 +40,11 @@ class Completion:
         }
 
     def count(self, finished: Finished) -> None:
+        """Adds the ids of one ended choice to `usage`."""
         self.completion_tokens += len(finished.answer.ids)
 
     def whole(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """The response without a stream; `choices` are what `choice` makes."""
         return {**self._head("chat.completion"), "choices": choices, "usage": self.usage()}
 
     def chunk(self, index: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
@@ -50,6 +53,7 @@ class Completion:
         return event({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     def usage_chunk(self) -> bytes:
+        """The event before [DONE] that `include_usage` asks for: counts, and no choice."""
         return event({**self._head("chat.completion.chunk"), "choices": [], "usage": self.usage()})
 
     def _head(self, kind: str) -> dict[str, Any]:

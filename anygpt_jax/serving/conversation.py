@@ -36,6 +36,7 @@ class Prepared:
 
     @property
     def prompt_tokens(self) -> int:
+        """Of the one prompt that all `requests` share, counted once."""
         return len(self.requests[0].prompt)
 
 

@@ -81,6 +81,10 @@ class Guard:
         self.trust = trust
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A Refusal is its response; what else fails is a 500, and in the log with the response's x-request-id.
+
+        If the response has begun already, it is raised on. All but HTTP goes through unchecked.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -38,22 +38,25 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 0 < value < float("inf"):
-                raise UserError(f"{flag(field.name)} must be more than 0, not {value}.")
+                raise UserError(f"{_flag(field.name)} must be more than 0, not {value}.")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Limits:
+        """Of what `add_arguments` parsed. UserError names the flag of a limit that is not positive, or infinite."""
         return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
 
 
-def flag(name: str) -> str:
+def _flag(name: str) -> str:
+    """`body_bytes` is `--body-bytes`."""
     return f"--{name.replace('_', '-')}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag a field of `Limits`, of the type of its default."""
     group = parser.add_argument_group("limits")
     for field in dataclasses.fields(Limits):
         group.add_argument(
-            flag(field.name),
+            _flag(field.name),
             type=type(field.default),
             default=field.default,
             metavar="N",

@@ -35,6 +35,7 @@ log = logging.getLogger("anygpt.serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """With a flag for every one of the `Limits`."""
     where = parser.add_argument_group("where it listens, and to whom")
     where.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
     where.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
@@ -106,6 +107,10 @@ def warm_up(pipeline: Pipeline, service: Service) -> None:
 
 
 def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
+    """Loads and warms up the model, then serves until a signal ends it.
+
+    UserError for flags that cannot be, before the model is loaded, and for a port that cannot be listened on.
+    """
     limits = Limits.from_args(args)
     trust = trust_of(args)
     if not 0 <= args.port < 1 << 16:

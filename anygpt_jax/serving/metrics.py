@@ -43,6 +43,7 @@ class Metrics:
         slots.set_function(lambda: service.load.slots)
 
     def text(self) -> bytes:
+        """What /metrics answers, of the type CONTENT_TYPE."""
         return generate_latest(self.registry)
 
 

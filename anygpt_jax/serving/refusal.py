@@ -38,10 +38,12 @@ class Refusal(Exception):
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
+        """OpenAI's error object, whose `type` goes by the status."""
         kind = KINDS.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
+        """With Retry-After in whole seconds, at least 1, where there is one; with WWW-Authenticate for a 401."""
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
@@ -51,4 +53,5 @@ class Refusal(Exception):
 
 
 def busy(retry_after: float = 1.0) -> Refusal:
+    """429, for whatever there is too much of: connections, bodies, requests or answers. `retry_after` in seconds."""
     return Refusal(429, "The server has as much to do as it takes on; ask again later.", None, "busy", retry_after)

@@ -22,15 +22,21 @@ class _Model(BaseModel):
 
 
 class TextPart(_Model):
+    """One of several texts, or a text beside media."""
+
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(_Model):
+    """A data URL of base64; any other is refused when it is read (uploads.py)."""
+
     url: str
 
 
 class ImagePart(_Model):
+    """A picture, as OpenAI's clients send it."""
+
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -61,10 +67,14 @@ Part = Annotated[TextPart | ImagePart | AudioPart | MediumPart, Field(discrimina
 
 
 class AudioReference(_Model):
+    """By the id that the answer's `audio` had."""
+
     id: str
 
 
 class Message(_Model):
+    """`system` and `developer` are read as the human's words: the model knows no third role."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     audio: AudioReference | None = None  # of an earlier answer
@@ -78,14 +88,20 @@ class AudioOptions(_Model):
 
 
 class StreamOptions(_Model):
+    """Read only with `stream`; `include_usage` asks for a last event with the counts of tokens."""
+
     include_usage: bool = False
 
 
 class ResponseFormat(_Model):
+    """A `type` other than "text" is refused by `parse`."""
+
     type: str
 
 
 class ChatRequest(_Model):
+    """None was not said and is the server's to choose: the config's sampling, a drawn seed, `Limits.new_tokens`."""
+
     messages: list[Message] = Field(min_length=1)
     model: str | None = None
     modalities: list[str] | None = Field(None, max_length=16)

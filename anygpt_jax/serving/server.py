@@ -79,16 +79,19 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Calls `ready` with the addresses (socket.getsockname) as soon as they are listened on."""
         await super().startup(sockets)
         self._ready([s.getsockname() for server in self.servers for s in server.sockets])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signals' handler: begins to drain, and at the second call gives up what runs."""
         if self._api.draining:
             self.should_exit = self.force_exit = True
         self._api.draining = True
         self._stop_at = time.monotonic() + self._api.limits.drain_seconds
 
     async def on_tick(self, counter: int) -> bool:
+        """uvicorn's, ten times a second: ends a drain when nobody waits for an answer any more, or its time is up."""
         if self._stop_at is not None:
             if not self._api.occupied:
                 self.should_exit = True
@@ -99,6 +102,7 @@ class Server(uvicorn.Server):
 
 
 def create(app: Callable, api: Api, host: str, port: int, ready: Callable[[list[Any]], None]) -> Server:
+    """A server over HTTP/1.1 alone, with uvicorn's own logs silenced; `ready` is as of `Server.startup`."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what strangers send would fill the log
     config = uvicorn.Config(
         app,

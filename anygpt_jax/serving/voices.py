@@ -19,13 +19,16 @@ KINDS = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
 def load(folder: pathlib.Path | None = None) -> Mapping[str, Audio]:
-    """Recordings by name, which is the file's; those of the folder go over the package's. UserError for a bad file."""
+    """Recordings by name, which is the file's; those of the folder go over the package's. UserError for a bad file, and
+    for one with the name of the model's own voice."""
     if folder is not None and not folder.is_dir():
         raise UserError(f"--voices {folder} is no folder; name one that holds recordings ({', '.join(KINDS)}).")
     found = {}
     for place in (SHIPPED, folder):
         for path in sorted(place.iterdir()) if place else ():
             if path.suffix.lower() in KINDS:
+                if path.stem == DEFAULT:
+                    raise UserError(f"{path}: '{DEFAULT}' is the model's own voice; give the recording another name.")
                 try:
                     found[path.stem] = load_audio(path.read_bytes(), longest=LONGEST)
                 except UserError as e:

@@ -63,6 +63,7 @@ def forget_the_place(checkpoint: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, or 2 for what the user must change."""
     parser = argparse.ArgumentParser(prog="python -m anygpt_jax.shipped", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="a run's folder")
     parser.add_argument("--ema", action="store_true", help="the average of the weights, not the last ones")

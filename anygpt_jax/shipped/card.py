@@ -113,6 +113,7 @@ def _metrics(run: pathlib.Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Writes metrics.json and the tables of CARD.md; with --text that run's perplexities are among them."""
     parser = argparse.ArgumentParser(prog="python -m anygpt_jax.shipped.card", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="the folder of a run that was evaluated")
     parser.add_argument("--text", metavar="RUN", type=pathlib.Path, help="that of the model of text alone")

@@ -45,6 +45,8 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
+    """From the stage `dialogues` on. A filter that refuses it leaves it there, with its name in `removed_by`."""
+
     id: str
     meta_topic: str
     topic: str
@@ -58,10 +60,12 @@ class Dialogue:
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
+        """Fields by name, all the way down, as JSON can hold them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Dialogue:
+        """The inverse of `to_json`, of a row that JSON gives back; TypeError for a field that there is not."""
         made = {stage: Made(**one) for stage, one in row["made"].items()}
         return cls(**{**row, "turns": tuple(map(_said, row["turns"])), "made": made})
 

@@ -37,6 +37,7 @@ def shard(folder: pathlib.Path, out: pathlib.Path, index: int, dialogues: Sequen
 
 
 def row(dialogue: Dialogue) -> dict[str, Any]:
+    """A line of the metadata, as JSON. The dialogue must have at least a question and its answer."""
     about = {name: getattr(dialogue, name) for name in ("id", "meta_topic", "topic", "requirement", "scenario")}
     # What the last answer is to be, for whoever measures a model on it; texts, as attributes of an example are.
     asked, answer = dialogue.turns[-2:]
@@ -46,12 +47,12 @@ def row(dialogue: Dialogue) -> dict[str, Any]:
     newest = {m.modality: m.description for m in before}
     about |= {"shown_image": newest.get("image", ""), "heard_music": newest.get("music", "")}
     # Where all of it came from (backend, prompt, seed, request), and what the filters found.
-    media = [{**dataclasses.asdict(m), "file": name_of(m)} for _, m in media_of(dialogue)]
+    media = [{**dataclasses.asdict(m), "file": _name_of(m)} for _, m in media_of(dialogue)]
     traces = {"media": media, "made": dialogue.to_json()["made"], "scores": dict(dialogue.scores)}
     return {**about, "chat": [_turn(turn) for turn in dialogue.turns], **traces}
 
 
-def name_of(medium: Medium) -> str:
+def _name_of(medium: Medium) -> str:
     """Of the member in its tar."""
     return pathlib.PurePosixPath(medium.file).name
 
@@ -59,9 +60,9 @@ def name_of(medium: Medium) -> str:
 def _turn(said: Said) -> Mapping[str, Any]:
     turn: dict[str, Any] = {"role": "user" if said.role == HUMAN else "assistant", "message": said.text}
     for modality in ("image", "music"):
-        if files := [name_of(m) for m in said.media if m.modality == modality]:
+        if files := [_name_of(m) for m in said.media if m.modality == modality]:
             turn[TARS[modality]] = files
-    return turn | ({"speech": name_of(said.speech)} if said.speech else {})
+    return turn | ({"speech": _name_of(said.speech)} if said.speech else {})
 
 
 def _tar(out: pathlib.Path, files: Iterable[str]) -> bytes:

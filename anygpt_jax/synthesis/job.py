@@ -53,10 +53,12 @@ class Job:
 
     @property
     def folder(self) -> pathlib.Path:
+        """Where stages, answers and the ledger of costs are; the finished set and its report lie beside it."""
         return pathlib.Path(self.out)
 
     @functools.cached_property
     def settings(self) -> ml_collections.ConfigDict:
+        """config.synthesize, parsed when it is first asked for."""
         return ml_collections.ConfigDict(json.loads(self.config))
 
     @property
@@ -66,6 +68,7 @@ class Job:
 
     @property
     def shards(self) -> int:
+        """Of every stage but the selection, which is one."""
         return int(self.settings.shards)
 
     def seed_of(self, *parts: Any) -> int:

@@ -19,6 +19,7 @@ from anygpt_jax.synthesis.job import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is made is for the config to say; these are about the run."""
     parser.add_argument(
         "--remake", action="store_true", help="make stages of other settings, and all after them, again"
     )
@@ -61,6 +62,7 @@ def counts(job: Job) -> dict[str, dict[str, int]]:
 
 
 def table(counted: dict[str, dict[str, int]]) -> str:
+    """Plain text of `counts`, a line a stage."""
     lines = [f"{'stage':<12}{'items':>9}{'failed':>9}{'removed':>9}"]
     lines += [f"{s:<12}{c['items']:>9,}{c['failed']:>9,}{c['removed']:>9,}" for s, c in counted.items()]
     return "\n".join(lines)
@@ -80,12 +82,14 @@ def removed(job: Job) -> Iterator[Dialogue]:
 
 
 def kept(job: Job) -> Iterator[Dialogue]:
+    """Every dialogue of the finished set, shard by shard."""
     for row in store.all_items(job.folder, "judged", job.shards):
         if not row["removed_by"]:
             yield Dialogue.from_json(row)
 
 
 def report_of(job: Job) -> pathlib.Path:
+    """Writes WORKDIR/report anew from what the stages left, which must be whole; returns the path of its page."""
     from anygpt_jax.synthesis import report
 
     counted = [report.StageCount(stage, **count) for stage, count in counts(job).items()]

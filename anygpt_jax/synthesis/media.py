@@ -16,7 +16,7 @@ from anygpt_jax.synthesis.job import Job
 from anygpt_jax.synthesis.script import HUMAN
 
 
-def with_voices(job: Job, dialogue: Dialogue) -> Dialogue:
+def _with_voices(job: Job, dialogue: Dialogue) -> Dialogue:
     """The words of every turn as speech that is to be made, if this dialogue is one of the spoken."""
     rng = np.random.default_rng(job.seed_of("voices", dialogue.id))
     s = job.settings
@@ -36,7 +36,7 @@ def make(
     job: Job, dialogues: Sequence[Dialogue], backends: Mapping[str, Cached]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Items: the dialogues with files for all their media. One whose medium was refused fails, and no other."""
-    spoken = [with_voices(job, dialogue) for dialogue in dialogues]
+    spoken = [_with_voices(job, dialogue) for dialogue in dialogues]
     asked: dict[str, list[tuple[int, Place, Request]]] = {modality: [] for modality in backends}
     for d, dialogue in enumerate(spoken):
         for place, medium in media_of(dialogue):

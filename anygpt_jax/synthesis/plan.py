@@ -39,6 +39,8 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
+    """What a stage asks of a model, and the accelerators that this takes."""
+
     stage: str
     use: Use
     model: str
@@ -47,11 +49,14 @@ class Line:
 
     @property
     def dollars(self) -> float:
+        """At the chip's price an hour; nothing for the embedded generators."""
         return self.hours * self.by.chip.dollars if self.by else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
+    """Estimates of one config's stages, in their order."""
+
     lines: tuple[Line, ...]
     dialogues: float  # in the finished set; of a config with instructions its voice dialogues, else without those
     train: float  # of them, in the training split
@@ -178,6 +183,7 @@ def _line(stage: str, use: Use, section: ml_collections.ConfigDict, a: Assumptio
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the plan's table. 0, or 2 after a UserError, whose sentence goes to stderr."""
     from anygpt_jax.cli import load_config
 
     given = list(sys.argv[1:] if argv is None else argv)

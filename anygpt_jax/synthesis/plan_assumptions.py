@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
+    """An accelerator as it is rented, in US dollars."""
+
     name: str
     dollars: float  # an hour
     source: str
@@ -57,6 +59,8 @@ GENERATORS: Mapping[str, Generator] = {
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
+    """What `plan.Plan.of` takes unless it is given others. Shares are of 0 to 1."""
+
     characters_a_token: float = 4.0
     characters_a_second: float = 16.4  # of Kokoro's speech: 64,996 in 66 min 6 s by its server's README
     music_seconds: float = 20.0  # of a piece: what AnyGPT's command line reads of one

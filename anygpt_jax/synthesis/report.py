@@ -83,7 +83,7 @@ def write(
             table=table(counts),
             variety=variety(counts),
             charts=charts(counts),
-            scores=score_charts(counts),
+            scores=_score_charts(counts),
             paper=PAPER,
             drawn=min(DRAWN, counts.dialogues),
         )
@@ -176,7 +176,7 @@ def charts(counts: Counts) -> list[tuple[str, markupsafe.Markup]]:
     return found
 
 
-def score_charts(counts: Counts) -> list[tuple[str, markupsafe.Markup]]:
+def _score_charts(counts: Counts) -> list[tuple[str, markupsafe.Markup]]:
     """Of every score that differs among the media."""
     found = []
     for (modality, name), values in counts.scores.items():
@@ -218,6 +218,7 @@ def histogram(bars: Sequence[tuple[str, int]], label: str, end: str = "") -> mar
 
 
 def number(value: float) -> str:
+    """Three decimals, but whole numbers without any and with commas between thousands."""
     return f"{value:.3f}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
 
 

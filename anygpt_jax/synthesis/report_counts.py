@@ -21,6 +21,8 @@ TEXT_ONLY = "text"
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
+    """What the report tells of a finished set, which may be empty."""
+
     dialogues: int
     media: Mapping[str, int]  # by modality
     turns: int
@@ -95,6 +97,7 @@ class Lowest:
         self._held: list[tuple[int, str, Dialogue]] = []  # a heap with the highest hash first
 
     def add(self, dialogue: Dialogue) -> None:
+        """Keeps it for good, or until enough with lower hashes have come. An id must not come twice."""
         place = int.from_bytes(hashlib.blake2b(dialogue.id.encode(), digest_size=8).digest())
         if len(self._held) < self._most:
             heapq.heappush(self._held, (-place, dialogue.id, dialogue))

@@ -28,7 +28,8 @@ def of(job: Job) -> tuple[str, ...]:
     return STAGES[STAGES.index("dialogues") :] if job.instructed else STAGES
 
 
-def made_media(job: Job) -> tuple[str, ...]:
+def _made_media(job: Job) -> tuple[str, ...]:
+    """The modalities that the stage `media` makes; dialogues of instruction sets have only voices."""
     return ("speech",) if job.instructed else ("image", "music", "speech")
 
 
@@ -108,7 +109,7 @@ def _selected(job: Job, index: int) -> Result:
 def _media(job: Job, index: int) -> Result:
     kept = {row["id"] for row in store.items(job.folder, SELECTED, 0, 1) if not row["removed_by"]}
     rows = map(Dialogue.from_json, store.items(job.folder, "checked", index, job.shards))
-    backends = {modality: _backend(job, modality) for modality in made_media(job)}
+    backends = {modality: _backend(job, modality) for modality in _made_media(job)}
     return media.make(job, [d for d in rows if d.id in kept], backends)
 
 
@@ -141,7 +142,7 @@ _MAKERS: Mapping[str, Callable[[Job, int], Result]] = {
 def recipes(job: Job) -> dict[str, str]:
     """Of every stage: a digest of what decides its items, the stages before it among them."""
     s = job.settings.to_dict()
-    made_by = {modality: _backend(job, modality).name for modality in made_media(job)}
+    made_by = {modality: _backend(job, modality).name for modality in _made_media(job)}
     words: Mapping[str, object]
     if job.instructed:
         rewriter = [_backend(job, TEXT).name, prompts.read(prompts.SPOKEN)] if s.get("rewrite") else None

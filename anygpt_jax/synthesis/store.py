@@ -19,20 +19,24 @@ Row = Mapping[str, Any]
 RECIPE = "recipe.json"
 
 
-def shard_name(index: int, count: int) -> str:
+def _shard_name(index: int, count: int) -> str:
+    """Of a shard's files, without their extension."""
     return f"{index:05}-of-{count:05}"
 
 
-def items_path(out: pathlib.Path, stage: str, index: int, count: int) -> pathlib.Path:
-    return out / stage / f"{shard_name(index, count)}.jsonl"
+def _items_path(out: pathlib.Path, stage: str, index: int, count: int) -> pathlib.Path:
+    """A file that is there once the shard is whole."""
+    return out / stage / f"{_shard_name(index, count)}.jsonl"
 
 
 def failed_path(out: pathlib.Path, stage: str, index: int, count: int) -> pathlib.Path:
-    return out / stage / f"{shard_name(index, count)}.failed.jsonl"
+    """{"id", "reason"} a line. The file is written before the items, and empty if nothing failed."""
+    return out / stage / f"{_shard_name(index, count)}.failed.jsonl"
 
 
 def is_whole(out: pathlib.Path, stage: str, index: int, count: int) -> bool:
-    return items_path(out, stage, index, count).is_file()
+    """Whether the items are there, which are written last."""
+    return _items_path(out, stage, index, count).is_file()
 
 
 def write(
@@ -40,7 +44,7 @@ def write(
 ) -> None:
     """The items come last: with them the shard is whole."""
     write_atomically(failed_path(out, stage, index, count), _lines(failed))
-    write_atomically(items_path(out, stage, index, count), _lines(items))
+    write_atomically(_items_path(out, stage, index, count), _lines(items))
 
 
 def _lines(rows: Iterable[Row]) -> bytes:
@@ -48,26 +52,31 @@ def _lines(rows: Iterable[Row]) -> bytes:
 
 
 def read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
+    """The rows of a file, in order; FileNotFoundError, at the first, if it is not there."""
+    with path.open("rb") as file:  # as bytes: a text may hold U+2028, which ends a line for `str.splitlines`
+        for line in file:
+            yield json.loads(line)
 
 
 def items(out: pathlib.Path, stage: str, index: int, count: int) -> list[dict[str, Any]]:
-    return list(read(items_path(out, stage, index, count)))
+    """Of one shard, in order; FileNotFoundError if it is not whole."""
+    return list(read(_items_path(out, stage, index, count)))
 
 
 def all_items(out: pathlib.Path, stage: str, count: int) -> Iterator[dict[str, Any]]:
     """Of a whole stage."""
     for index in range(count):
-        yield from read(items_path(out, stage, index, count))
+        yield from read(_items_path(out, stage, index, count))
 
 
 def failed(out: pathlib.Path, stage: str) -> list[dict[str, Any]]:
+    """{"id", "reason"} of all shards of a stage that there are."""
     return [row for path in sorted((out / stage).glob("*.failed.jsonl")) for row in read(path)]
 
 
 def forget(out: pathlib.Path, stage: str, index: int, count: int) -> None:
-    items_path(out, stage, index, count).unlink(missing_ok=True)
+    """Makes the shard count as not made. What failed in it stays listed until it is made again."""
+    _items_path(out, stage, index, count).unlink(missing_ok=True)
 
 
 def require_recipes(out: pathlib.Path, recipes: Mapping[str, str], remake: bool) -> list[str]:

@@ -18,10 +18,12 @@ SHOWN_REASONS = 5
 
 
 def max_reject_share(config: ml_collections.ConfigDict) -> float:
+    """From 0 to 1, of a split's inputs; MAX_REJECT_SHARE where the config says nothing."""
     return float(config.tokenize.get("max_reject_share", MAX_REJECT_SHARE))
 
 
 def too_many(inputs: int, rejects: int, most: float) -> bool:
+    """Whether rejects are more than `most` of the inputs, of which there must be LEAST_INPUTS to say so."""
     return inputs >= LEAST_INPUTS and rejects > most * inputs
 
 
@@ -43,6 +45,7 @@ class Tally:
     rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by kind of reason
 
     def add(self, ledger: Ledger) -> None:
+        """Counts a shard, which must come once; its reasons are counted by kind."""
         self.inputs += ledger.inputs
         self.rejected.update(reasons_by_count(reason for _, reason in ledger.rejects))
 

@@ -41,6 +41,7 @@ class Example:
 
     @classmethod
     def from_numpy(cls, fields: Mapping[str, Any]) -> Example:
+        """`fields` are those of `tasks.preprocessors`, as NumPy has them; `filtered` may be absent."""
         return cls(
             _name(fields["key"]),
             tuple(_name(m) for m in fields["modality"]),
@@ -58,6 +59,13 @@ def _name(data: bytes) -> str:
 
 class Reject(Exception):
     """Why one input is not tokenized. It costs only itself."""
+
+
+class Stop(UserError):
+    """Raised by a rule of a task where not the example is wrong, but what the rule itself is made of: the job ends.
+
+    Any other error of a rule is the example's, UserError too: those that read media raise it for bad ones.
+    """
 
 
 def reason(error: Exception) -> str:

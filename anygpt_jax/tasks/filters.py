@@ -26,6 +26,7 @@ from anygpt_jax.errors import UserError
 from anygpt_jax.modalities import mp3
 from anygpt_jax.modalities.audio import load_audio
 from anygpt_jax.modalities.base import Audio
+from anygpt_jax.tasks.encoding import Stop
 from anygpt_jax.tasks.preprocessors import Attributes, keep
 
 Step = Callable[[tf.data.Dataset], tf.data.Dataset]
@@ -43,6 +44,7 @@ def text_length(field: str, least: int = 1, most: int = 1 << 20, *, words: bool 
 
 
 def has_length(text: bytes, *, least: int, most: int, words: bool) -> bool:
+    """The rule of `text_length`. White space around the text does not count; what is not UTF-8 is replaced."""
     decoded = text.decode("utf-8", "replace").strip()
     return least <= len(decoded.split() if words else decoded) <= most
 
@@ -56,6 +58,7 @@ def script(field: str, name: str = "LATIN", share: float = 0.9) -> Step:
 
 
 def is_script(text: bytes, *, name: str, share: float) -> bool:
+    """The rule of `script`. Only letters count; a text without any is let through."""
     letters = [c for c in text.decode("utf-8", "replace") if c.isalpha()]
     return not letters or sum(unicodedata.name(c, "").split(" ")[0] == name for c in letters) >= share * len(letters)
 
@@ -67,6 +70,7 @@ def declared(attribute: str, values: Collection[str], name: str = "") -> Step:
 
 
 def declares(attributes: Attributes, *, attribute: str, values: tuple[str, ...]) -> bool:
+    """The rule of `declared`. Values are compared as text; an attribute that is absent is "" there."""
     return str(attributes.get(attribute, "")) in values
 
 
@@ -76,6 +80,7 @@ def at_least(attribute: str, number: float, name: str = "") -> Step:
 
 
 def reaches(attributes: Attributes, *, attribute: str, number: float) -> bool:
+    """The rule of `at_least`; false of what is absent or no number."""
     value = attributes.get(attribute)
     try:
         return float(value) >= number  # type: ignore[arg-type]
@@ -92,6 +97,7 @@ def image_shape(field: str, least_side: int = 0, most_ratio: float = float("inf"
 
 
 def has_shape(data: bytes, *, least_side: int, most_ratio: float) -> bool:
+    """The rule of `image_shape`, on encoded bytes; true of what cannot be opened."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             short, long = sorted(image.size)
@@ -106,6 +112,7 @@ def duration(field: str, least: float = 0.0, most: float = float("inf")) -> Step
 
 
 def lasts(data: bytes, *, least: float, most: float) -> bool:
+    """The rule of `duration`, on encoded bytes; true of what cannot be read."""
     try:
         info = soundfile.info(io.BytesIO(mp3.with_length(data)))
         seconds = info.frames / info.samplerate
@@ -123,6 +130,7 @@ def audible(field: str, share: float = 0.1, floor_db: float = -60.0) -> Step:
 
 
 def is_audible(data: bytes, *, share: float, floor_db: float) -> bool:
+    """The rule of `audible`, on encoded bytes; true of what cannot be decoded, as the tokenizer will say why."""
     try:
         sound = load_audio(data)
     except Exception:
@@ -168,6 +176,7 @@ def unique(path: str | pathlib.Path) -> Step:
 
 
 def is_first(key: bytes, *, path: str, sha256: str) -> bool:
+    """The rule of `unique`. Stop if the file at `path` does not have this SHA-256 when a process reads it."""
     return key.decode("utf-8", "backslashreplace") not in _refused(path, sha256)
 
 
@@ -175,7 +184,7 @@ def is_first(key: bytes, *, path: str, sha256: str) -> bool:
 def _refused(path: str, sha256: str) -> frozenset[str]:
     contents = pathlib.Path(path).read_bytes()
     if hashlib.sha256(contents).hexdigest() != sha256:
-        raise UserError(f"{path} changed while it was in use; run the same command again.")
+        raise Stop(f"{path} changed while it was in use; run the same command again.")
     return frozenset(key for keys in json.loads(contents).values() for key in keys)
 
 
@@ -191,6 +200,7 @@ def direction(x_to_text: float, *, to_text: bool) -> Step:
 
 
 def goes(key: bytes, *, x_to_text: float, to_text: bool) -> bool:
+    """The rule of `direction`: whether the key's hash, as a number from 0 to 1, is on this way's side of the share."""
     # "direction" keeps this from following the choice of the instruction, which is by the key's hash too.
     number = int.from_bytes(hashlib.sha256(b"direction " + key).digest()[:8], "little")
     return (number < x_to_text * 2**64) == to_text
@@ -202,4 +212,5 @@ def without(field: str, expressions: Iterable[str], name: str = "words") -> Step
 
 
 def lacks(text: bytes, *, pattern: str) -> bool:
+    """The rule of `without`, with all its expressions in one."""
     return re.search(pattern, text.decode("utf-8", "replace"), re.IGNORECASE) is None

@@ -21,7 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from anygpt_jax.tasks.encoding import FAILED
+from anygpt_jax.tasks.encoding import FAILED, Stop
 from anygpt_jax.tasks.instructions import choose, instructions
 from anygpt_jax.templates import TEXT
 
@@ -59,7 +59,7 @@ def keep(
     """Marks the examples that `rule` refuses as filtered by `name` (by default the rule's own name).
 
     `rule` is called with the named fields in order: attributes as a dict, others as bytes or lists of bytes. It sees
-    only examples that no earlier rule refused, and costs only the example on which it raises.
+    only examples that no earlier rule refused, and costs only the example on which it raises, unless it raises Stop.
     """
     named = name or getattr(rule, "__name__", type(rule).__name__)
     if named.startswith(FAILED):
@@ -70,6 +70,8 @@ def keep(
             return filtered
         try:
             return b"" if rule(*map(_plain_value, fields, values)) else named.encode()
+        except Stop:
+            raise
         except Exception as e:
             return _failure(named, e)
 
@@ -138,7 +140,8 @@ def pair(
     variants = asked_by or instructions(source, target)
 
     def instruct(key: bytes) -> bytes:
-        return choose(variants, key.decode()).encode()
+        # Keys come from outside too, names of files say: one that is not UTF-8 must not stop the job.
+        return choose(variants, key.decode("utf-8", "backslashreplace")).encode()
 
     @_plain
     def segments(example: Example) -> Example:

@@ -36,6 +36,7 @@ SHOWN = 32  # hexadecimal digits of a part's hash
 
 
 def digest(*parts: object) -> str:
+    """SHA-256 in hexadecimal of the parts as JSON, where the order of keys does not count; what JSON lacks is str()."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -86,6 +87,7 @@ def _logic(source: str) -> str:
 
 
 def module_code(thing: object) -> str:
+    """Without comments and docstrings, of the module that `thing` is or comes from; its name where it has no source."""
     module = inspect.getmodule(thing)
     try:
         return _logic(inspect.getsource(module)) if module else repr(thing)

@@ -58,9 +58,11 @@ class PairTask:
 
     @property
     def name(self) -> str:
+        """As it is registered in SeqIO, and named in configs."""
         return f"{self.source}_to_{self.target}"
 
     def preprocessors(self) -> list[Callable]:
+        """The task's steps, in their order: they take examples of the builder's config `data`."""
         fields = FIELDS[self.data]
         steps: list[Callable] = []
         if self.keep is not None:
@@ -85,10 +87,12 @@ def in_a_voice_to_imitate(attributes: Attributes) -> bool:
 
 
 def mentions_a_picture(attributes: Attributes) -> bool:
+    """Of spoken sentences only those about a picture ask for one."""
     return "object" in attributes
 
 
 def mentions_an_instrument(attributes: Attributes) -> bool:
+    """Of spoken sentences only those about music ask for a tune."""
     return "instrument" in attributes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import ml_collections
@@ -17,7 +18,7 @@ from anygpt_jax.modalities import base
 from anygpt_jax.modalities.base import ModalityTokenizer
 from anygpt_jax.modalities.text import TextTokenizer
 from anygpt_jax.tasks import accounts, registry
-from anygpt_jax.tasks.encoding import Encoder, Example
+from anygpt_jax.tasks.encoding import Encoder, Example, Stop
 from anygpt_jax.templates import Formatter
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
 
@@ -33,6 +34,7 @@ class Job:
 
     @functools.cached_property
     def settings(self) -> ml_collections.ConfigDict:
+        """The config, parsed when it is first asked for."""
         return ml_collections.ConfigDict(json.loads(self.config))
 
 
@@ -65,10 +67,12 @@ class Plan:
     works: tuple[Work, ...]
 
     def shards(self) -> list[tuple[Work, TaskShard]]:
+        """Each with the work that it is part of."""
         return [(work, shard) for work in self.works for shard in work.shards]
 
 
 def vocabulary_of(text: TextTokenizer, tokenizers: Mapping[str, ModalityTokenizer]) -> Vocabulary:
+    """Text, then a block for each tokenizer: their order decides the ids."""
     return Vocabulary.build(
         text_size=text.size,
         text_fingerprint=text.fingerprint,
@@ -108,6 +112,9 @@ def read_examples(task: str, split: str, index: int, count: int) -> Iterator[Exa
             for i in range(len(columns["key"])):
                 yield Example.from_numpy({name: column[i] for name, column in columns.items()})
     except tf.errors.OpError as e:
+        # TensorFlow keeps the class and the words of an error in Python, and not the error.
+        if stopped := re.search(rf"\b{Stop.__name__}: (.+)", str(e.message)):
+            raise UserError(stopped[1]) from e
         cause = str(e.message).strip().splitlines()[0][:200]
         raise UserError(f"The data of {task}/{split} cannot be read ({cause}); build or copy it again.") from e
 

@@ -36,6 +36,7 @@ SMALLEST_SHARD = 256  # examples: opening a source costs more than tokenizing a 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is made is for the config to say; these are about the run."""
     parser.add_argument("--json", metavar="PATH", help="write the counts of every task and split to this file")
     parser.add_argument(
         "--remake", action="store_true", help="replace shards that other definitions of tasks have made"
@@ -51,7 +52,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
     text, tokenizers = TextTokenizer.load(), base.of_config(config)
     vocabulary = vocabulary_of(text, tokenizers)
     fingerprints = {name: t.fingerprint for name, t in tokenizers.items()}
-    plan = make_plan(config, vocabulary, text, fingerprints)
+    plan = _make_plan(config, vocabulary, text, fingerprints)
     with resume.locked(cache):
         resume.require_same_tokenizers(cache, vocabulary, fingerprints)
         resume.require_same_recipes(cache, plan, getattr(args, "remake", False))
@@ -64,7 +65,7 @@ def run(config: ml_collections.ConfigDict, args: argparse.Namespace) -> None:
             # From here until the end the cache is not whole, and must not be taken for it.
             (cache / "manifest.json").unlink(missing_ok=True)
             _run_pipeline(Job(config.to_json(), str(cache)), unfinished, config.tokenize)
-            if make_plan(config, vocabulary, text, fingerprints) != plan:
+            if _make_plan(config, vocabulary, text, fingerprints) != plan:
                 raise UserError(f"The data of {cache} changed while it was tokenized; run the same command again.")
         manifest = _manifest(cache, plan, vocabulary, text, fingerprints)
         counted = accounts.summary(manifest)
@@ -83,7 +84,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def make_plan(
+def _make_plan(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, text: TextTokenizer, fingerprints: dict[str, str]
 ) -> Plan:
     """Shards of every task and split, those that read the same files together. Tasks must be registered."""

@@ -42,9 +42,10 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
 def keep_compiled(folder: pathlib.Path, train: ml_collections.ConfigDict) -> None:
     """Programs are kept on disk, so that a run that starts again need not compile: `train.compilation_cache`.
 
-    It names a folder, for instance one that all hosts share; True is the run's own, False none.
+    It names a folder, for instance one that all hosts share; "run" is the run's own, `folder`, and "" none.
     """
-    where = train.get("compilation_cache", True)
+    where = train.get("compilation_cache", "run")
+    where = {True: "run", False: ""}.get(where, where)  # as configs said it before
     if where and not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(folder if where is True else where))
+        jax.config.update("jax_compilation_cache_dir", str(folder) if where == "run" else where)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # of small ones there are many

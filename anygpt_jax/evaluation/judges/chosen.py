@@ -35,6 +35,7 @@ class Judges:
 
     @functools.cached_property
     def clip(self) -> Clip:
+        """Of clip/, for openai/clip-vit-large-patch14; UserError without that folder."""
         from anygpt_jax.evaluation.judges.clip import Clip
 
         if self.folder is None or not (self.folder / "clip").is_dir():
@@ -45,6 +46,7 @@ class Judges:
 
     @functools.cached_property
     def clap(self) -> Clap:
+        """Of clap/, for laion/larger_clap_music; UserError without that folder."""
         from anygpt_jax.evaluation.judges.clap import Clap
 
         if self.folder is None or not (self.folder / "clap").is_dir():
@@ -73,6 +75,7 @@ class Judges:
 
     @functools.cached_property
     def speaker(self) -> SpeakerEncoder:
+        """Resemblyzer's, always of the installed package, never of `folder`; UserError if it is not installed."""
         from anygpt_jax.evaluation.judges.speaker import SpeakerEncoder
 
         return SpeakerEncoder.load()
@@ -101,10 +104,11 @@ class Judges:
         for name in ("clip", "clap", "inception", "vggish", "wavlm", "whisper", "speaker"):
             if vars(self).get(name) is None:
                 continue
-            if name in _PACKAGED and not (self.folder and (self.folder / name).is_dir()):
+            of_folder = self.folder / name if self.folder and name != "speaker" else None
+            if name in _PACKAGED and not (of_folder and of_folder.is_dir()):
                 found[name] = f"{_PACKAGED[name]} {importlib.metadata.version(_PACKAGED[name])}"
-            elif self.folder:
-                found[name] = _weights_digest(self.folder / name)
+            elif of_folder:
+                found[name] = _weights_digest(of_folder)
         return found
 
     def heard(self, sounds: Sequence[Audio]) -> list[str]:

@@ -52,6 +52,7 @@ class ClapMels:
 
     @property
     def frames(self) -> int:
+        """T of every sound's mels, whatever its own length: 1,001 as published."""
         return 1 + self.length // self.hop
 
     def __call__(self, sound: Audio) -> Float[np.ndarray, "T M"]:

@@ -135,6 +135,7 @@ class Projection(nnx.Module):
         self.linear2 = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B P"]:
+        """Of unit length."""
         return unit(self.linear2(jax.nn.relu(self.linear1(x))))
 
 
@@ -148,9 +149,11 @@ class ClapNetwork(nnx.Module):
         self.text_projection = Projection(config.text.width, config.projection, rngs=rngs)
 
     def sounds(self, mels: Float[Array, "B T M"]) -> Float[Array, "B P"]:
+        """Of mels in dB as `ClapMels` gives them, of at most `SwinSettings.frames` frames."""
         return self.audio_projection(self.audio(mels))
 
     def texts(self, ids: Int[Array, "B N"]) -> Float[Array, "B P"]:
+        """Of ids with `RobertaSettings.pad` after their end; N is at most `RobertaSettings.longest`."""
         return self.text_projection(self.text(ids))
 
 

@@ -50,6 +50,7 @@ class Layer(nnx.Module):
         self.norm2 = vit.layer_norm(s.width, s.epsilon, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"], seen: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
+        """`seen` is true of tokens and false of padding, which no token attends to."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.settings.heads, -1)
         attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=seen[:, None, None])
         x = self.norm1(x + self.out(attended.reshape(x.shape)))

@@ -54,6 +54,7 @@ class SwinSettings:
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Of a patch's vector, of every stage."""
         return tuple(self.width * 2**i for i in range(len(self.depths)))
 
     @property
@@ -123,6 +124,8 @@ class Block(nnx.Module):
         self.fc2 = nnx.Linear(inner, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S S D"]) -> Float[Array, "B S S D"]:
+        """S is the stage's number of patches a side, of which windows take a whole part; patches that only the shift
+        brings together do not attend to one another."""
         side, back = x.shape[1], (self.shift, self.shift)
         h = jnp.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2))
         qkv = self.qkv(_windows(h, self.window))
@@ -145,6 +148,7 @@ class Merging(nnx.Module):
         self.reduction = nnx.Linear(4 * width, 2 * width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S S D"]) -> Float[Array, "B S/2 S/2 2D"]:
+        """S is even. The four go into the norm as top left, bottom left, top right, bottom right."""
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(jnp.concatenate(corners, -1)))
 

@@ -108,6 +108,7 @@ class Block(nnx.Module):
         self.fc2 = nnx.Linear(s.inner, s.width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """T counts the class token. Where the activation is not "gelu" it is CLIP's own: x · sigmoid(1.702 x)."""
         qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, self.settings.heads, -1)
         attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         x = x + self.out(attended.reshape(x.shape))
@@ -147,6 +148,7 @@ class ClipNetwork(nnx.Module):
 
 
 def unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    """Each row over its Euclidean norm, so that products of two are cosines; NaN for a row of zeros."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 

@@ -41,14 +41,17 @@ Branch = tuple[Step, ...]
 
 
 def average(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Of 3 × 3 pixels around each, of those that are within the picture."""
     return nnx.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def maximum(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Of 3 × 3 pixels around each: the pooling of the last block alone."""
     return nnx.max_pool(x, (3, 3), padding="SAME")
 
 
 def halved(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """The maximum of 3 × 3 pixels, two apart and without padding: h is (H - 1) // 2, w likewise."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
@@ -149,6 +152,7 @@ class Mixed(nnx.Module):
                 inputs = sum(conv.outputs for conv in convs) or inputs
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """D is the sum of the branches' channels; h and w are smaller after a stride or a cropped convolution."""
         return jnp.concatenate([self._follow(branch, x) for branch in self.branches], -1)
 
     def _follow(self, branch: Branch, x: Array) -> Array:
@@ -178,6 +182,7 @@ class InceptionNetwork(nnx.Module):
             setattr(self, name, Mixed(channels, branches, rngs=rngs))
 
     def __call__(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B D"]:
+        """S is SIZE and D WIDTH: the mean over the 8 × 8 places that the last block gives."""
         x = self.stem(pixels)
         for name in BLOCKS:
             x = getattr(self, name)(x)

@@ -47,6 +47,7 @@ class SpeakerNetwork(nnx.Module):
         self.out = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
 
     def __call__(self, mels: Float[Array, "B T M"]) -> Float[Array, "B D"]:
+        """M is MELS, D is WIDTH: of the state after the last frame, by a ReLU, so that no number is negative."""
         x, valid = mels, jnp.ones(mels.shape[:2], bool)
         for layer in self.layers:
             x, _ = layer(x, valid, layer.zeros(x))

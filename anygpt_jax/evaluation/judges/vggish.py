@@ -53,6 +53,7 @@ class VggishNetwork(nnx.Module):
         self.dense = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in widths])
 
     def __call__(self, mels: Float[Array, "B T M"]) -> Float[Array, "B D"]:
+        """T is FRAMES, M is MELS and D WIDTH. Nothing is activated or whitened after the last layer."""
         x = mels[..., None]
         for i, conv in enumerate(self.convs):
             x = jax.nn.relu(conv(x))

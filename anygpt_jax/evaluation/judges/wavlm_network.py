@@ -137,6 +137,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], bias: Float[Array, "H T T"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
+        """`bias` goes by head, query and key, before the gates; `valid` is true of the frames that are a row's own."""
         reset, update = jnp.moveaxis(nnx.sigmoid(self.gate(x.reshape(*x.shape[:2], self.heads, -1))), -1, 0)
         gates = reset * (update * self.gate_scale[...] - 1) + 2
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)

@@ -77,6 +77,7 @@ class EncoderLayer(nnx.Module):
         self.fc2 = nnx.Linear(config.inner, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """T is `WhisperConfig.sound`: of a shorter sound the silence after it is seen as well."""
         q, k, v = split(self.qkv(self.norm1(x)), 3, self.heads)
         x = x + self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
         return x + self.fc2(vit.gelu(self.fc1(self.norm2(x))))

@@ -30,6 +30,7 @@ class Measure:
 
 
 def mean(rows: Float[np.ndarray, "N 1"]) -> float:
+    """The score of a measure whose rows have one number."""
     return float(rows[:, 0].mean())
 
 

@@ -92,6 +92,7 @@ class Choice:
 
     @property
     def right(self) -> int:
+        """The index of the right option; UserError if `answer` names none."""
         index = self.answer
         if isinstance(index, str):
             letters = list(string.ascii_uppercase[: len(self.options)])

@@ -109,6 +109,7 @@ class Protocol:
         return f"{self.name}: {self.sampling}, {self.beams} beams, at most {self.max_new_tokens} tokens"
 
     def check(self, folder: pathlib.Path) -> None:
+        """UserError names those of `files` (names or patterns) that match nothing in the folder."""
         missing = [name for name in self.files if not any(folder.glob(name))]
         if missing:
             raise UserError(
@@ -116,6 +117,7 @@ class Protocol:
             )
 
     def all_measures(self, judges: Judges) -> tuple[Measure, ...]:
+        """`measures`, then those of networks. UserError if a network that must be there is not."""
         return self.measures + (self.judged(judges) if self.judged else ())
 
     def scores(self, targets: list[Mapping[str, Any]], predictions: list[Any]) -> dict[str, float]:
@@ -125,6 +127,7 @@ class Protocol:
 
 
 def by_name(name: str) -> Protocol:
+    """The protocol of one of NAMES, whose module is imported only now. UserError for any other name."""
     if name not in _MODULES:
         raise UserError(f"Unknown evaluation task '{name}'; known ones: {', '.join(NAMES)}.")
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")

@@ -18,7 +18,7 @@ def utterances(folder: pathlib.Path, subset: str) -> MediaSource:
 
 
 def _read(file: File) -> Iterator[Unit]:
-    for line in file.path.read_text(encoding="utf-8").splitlines():
+    for line in file.path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
         yield functools.partial(_utterance, file.path.parent, line)
 
 

@@ -61,21 +61,23 @@ def _question(n: int, row: Mapping[str, Any] | Unreadable, folder: pathlib.Path)
         "content": [
             read_medium(folder / PICTURES / row["image_path"]),
             sound,
-            asked(row["question"], listed),
+            _asked(row["question"], listed),
             listed[right],
         ],
         "attributes": {"options": options, "answer": right, "audio": kind},
     }
 
 
-def asked(question: str, options: Sequence[str]) -> str:
+def _asked(question: str, options: Sequence[str]) -> str:
+    """The words of the authors' code, inference/demo_api_call.py; `options` have their letters already: "A. a dog"."""
     return (
         f"Please answer the following question based on the given image and audio:\n{question.strip()}.\n"
         "Please choose only one answer from the following options:\n" + "\n".join(options) + "."
     )
 
 
-def choices(references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]) -> Float[np.ndarray, "N 1"]:
+def _choices(references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]) -> Float[np.ndarray, "N 1"]:
+    """`Measure.rows` of references that are examples' attributes: 1.0 where the right option is taken, else 0.0."""
     return MULTIPLE_CHOICE.rows([Choice(r["options"], r["answer"]) for r in references], predictions)
 
 
@@ -84,7 +86,7 @@ def _of_kind(kind: str) -> Measure:
 
     def rows_of(references: Sequence[Mapping[str, Any]], predictions: Sequence[str | None]) -> np.ndarray:
         of_kind = np.array([[r["audio"] == kind] for r in references], np.float64).reshape(-1, 1)
-        return np.concatenate([choices(references, predictions) * of_kind, of_kind], axis=1)
+        return np.concatenate([_choices(references, predictions) * of_kind, of_kind], axis=1)
 
     def score(found: Float[np.ndarray, "N 2"]) -> float:
         return ratio(found) if found[:, 1].any() else math.nan
@@ -109,7 +111,7 @@ PROTOCOLS = {
         fields=None,
         reference=lambda attributes: attributes,
         measures=(
-            Measure(MULTIPLE_CHOICE.name, True, choices, MULTIPLE_CHOICE.score),
+            Measure(MULTIPLE_CHOICE.name, True, _choices, MULTIPLE_CHOICE.score),
             *(_of_kind(kind) for kind in HEARD_AS),
         ),
         sampling=Sampling(temperature=0.0),

@@ -51,6 +51,7 @@ def settings(config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
 
 
 def layout(settings: Mapping[str, Any]) -> Layout:
+    """Each variable under transformers' names, then under those of descript-audio-codec."""
     n = len(settings["ratios"])
     found: Layout = {}
     for side, original in (("encoder", "encoder.block"), ("decoder", "decoder.model")):

@@ -80,6 +80,8 @@ def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def layout(settings: Mapping[str, Any]) -> Layout:
+    """Each variable under transformers' name, then LlamaGen's, with each of `PREFIXES` in front."""
+
     def names(path: str) -> tuple[str, ...]:
         return _renamed(path, TRANSFORMERS), _renamed(path, LLAMAGEN)
 

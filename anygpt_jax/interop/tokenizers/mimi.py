@@ -97,6 +97,7 @@ def settings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def layout(settings: Mapping[str, Any]) -> Layout:
+    """Each variable under its names in transformers' newest class, in its hub files and in Kyutai's, in this order."""
     s = parse(settings)
     found = _seanet("encoder", s.network, s.network.ratios[::-1])
     found |= _seanet("decoder", s.network, s.network.ratios)

@@ -27,6 +27,8 @@ class Alternative:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
+    """What one variable of ours is made of: `alternatives` in the order in which they are looked for."""
+
     alternatives: tuple[Alternative, ...]
 
     def choose(self, available: Mapping[str, object]) -> Alternative | None:

@@ -145,6 +145,7 @@ def _stack(ours: str, layers: list[Layout]) -> Layout:
 
 
 def layout(settings: Mapping[str, Any]) -> Layout:
+    """One name for each variable; layers are stacked as they are scanned, the Q-Former's group by group."""
     vit, qformer = settings["vit"], settings["qformer"]
     size = qformer["cross_every"]
     return (

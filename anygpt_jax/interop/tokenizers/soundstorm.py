@@ -73,6 +73,7 @@ def _block(layer: str) -> Layout:
 
 
 def layout(settings: Mapping[str, Any]) -> Layout:
+    """One name for each variable; the conformer's layers are stacked as they are scanned."""
     blocks = [_block(f"net.conformer.layers.{i}") for i in range(settings["conformer"]["depth"])]
     layers: dict[str, Rule] = {
         f"conformer.blocks.{path}": stacked([block[path] for block in blocks]) for path in blocks[0]

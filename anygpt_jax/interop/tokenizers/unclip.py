@@ -239,6 +239,7 @@ def _empty_prompt(text: ClipTextSettings) -> Rule:
 
 
 def layout(settings: Mapping[str, Any]) -> Layout:
+    """diffusers' names behind the prefixes of `SUBFOLDERS`; "prompt" is computed by the whole text encoder."""
     text = ClipTextSettings(**settings["text"])
     fixed = {
         "mean": same("image_normalizer.mean").then(lambda x: x.reshape(-1)),

@@ -19,6 +19,8 @@ from anygpt_jax.modalities.codecs.melcodec import CodecSettings, MelCodec, Trunk
 
 @dataclasses.dataclass(frozen=True)
 class AcousticSettings:
+    """The trunk's width, and the dilation of each of its residual convolutions."""
+
     width: int
     dilations: tuple[int, ...]
 

@@ -58,6 +58,7 @@ class Level(nnx.Module):
         self.resample = resample
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
+        """`resample` alone changes the size: H2 and W2 are the half or the double, or H and W without it."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
             if len(self.attentions):
@@ -75,6 +76,7 @@ class Middle(nnx.Module):
         self.after = resnet2d.ResNetBlock(width, width, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Every pixel attends all of the picture; the shape stays."""
         return self.after(self.attention(self.before(x)))
 
 
@@ -98,6 +100,7 @@ class Encoder(nnx.Module):
         self.conv_out = resnet2d.conv3(s.widths[-1], outputs, rngs=rngs)
 
     def __call__(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
+        """h and w are H and W divided by `factor`, rounded down. Nothing bounds the outputs."""
         x = self.conv_in(pixels)
         for level in self.levels:
             x = level(x)
@@ -124,6 +127,7 @@ class Decoder(nnx.Module):
         self.conv_out = resnet2d.conv3(widths[-1], s.channels, rngs=rngs)
 
     def __call__(self, latents: Float[Array, "B h w latent"]) -> Float[Array, "B H W C"]:
+        """Pixels as they were trained, about -1..1 in the published networks; they are not clipped."""
         x = self.mid(self.conv_in(latents))
         for level in self.levels:
             x = level(x)

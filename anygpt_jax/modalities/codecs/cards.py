@@ -22,33 +22,46 @@ def folder(config: ml_collections.ConfigDict) -> pathlib.Path:
     return pathlib.Path(config.output or config.workdir)
 
 
+def _path(config: ml_collections.ConfigDict) -> pathlib.Path:
+    return folder(config) / f"{config.modality}.json"
+
+
 def recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What decides the weights: the config without its folders, and without what is done again."""
     return {k: v for k, v in config.to_dict().items() if k not in ("workdir", "output", "data_dir", "keep_codec")}
 
 
 def write(config: ml_collections.ConfigDict, card: Mapping[str, Any]) -> None:
+    """Writes {modality}.json beside the weights: `card` (with its "quality"), the data set's folder, and the recipe.
+
+    UserError if no data set is built in `config.data_dir`.
+    """
     settings = recipe(config)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     about = {"data": data.find(config.data_dir).parent.name, "recipe": settings, "recipe_fingerprint": digest}
-    path = folder(config) / f"{config.modality}.json"
-    path.write_text(json.dumps({**card, **about}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    _put(config, {**card, **about})
+
+
+def _put(config: ml_collections.ConfigDict, card: Mapping[str, Any]) -> None:
+    _path(config).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     log.info("%s tokenizer: %s", config.modality, json.dumps(card["quality"]))
 
 
 def read(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The card that is there; UserError without one."""
-    path = folder(config) / f"{config.modality}.json"
+    path = _path(config)
     if not path.is_file():
         raise UserError(f"No {path}; train the tokenizer first, or name its folder with --config.output.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def evaluate(config: ml_collections.ConfigDict) -> None:
-    """Measures weights that are there once more and rewrites the card."""
-    card = read(config)
-    write(config, {k: card[k] for k in ("fingerprint", "cpu_seconds")} | {"quality": quality(config)})
-    print(f"Wrote {folder(config) / config.modality}.json")
+    """Measures weights that are there once more. Of their card the quality alone is new: the rest made the weights.
+
+    UserError without a card.
+    """
+    _put(config, {**read(config), "quality": quality(config)})
+    print(f"Wrote {_path(config)}")
 
 
 def quality(config: ml_collections.ConfigDict) -> dict[str, Any]:

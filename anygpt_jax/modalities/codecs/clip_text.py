@@ -52,6 +52,7 @@ class Layer(nnx.Module):
         self.fc2 = nnx.Linear(s.inner, s.width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N W"]) -> Float[Array, "B N W"]:
+        """Position i depends on positions up to i alone."""
         h = self.norm1(x)
         q, k, v = (y.reshape(*y.shape[:2], self.settings.heads, -1) for y in (self.q(h), self.k(h), self.v(h)))
         x = x + self.out(jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))

@@ -46,16 +46,21 @@ def depthwise(x: Float[Array, "B T C"], kernel: Float[Array, "k 1 C"]) -> Float[
 
 
 class FeedForward(nnx.Module):
+    """LayerNorm, dense layer to `mlp`, SiLU, dense layer back. Its input is not added here."""
+
     def __init__(self, width: int, mlp: int, *, rngs: nnx.Rngs):
         self.norm = vit.layer_norm(width, EPSILON, rngs=rngs)
         self.inner = nnx.Linear(width, mlp, rngs=rngs)
         self.outer = nnx.Linear(mlp, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Each step by itself."""
         return self.outer(jax.nn.silu(self.inner(self.norm(x))))
 
 
 class Attention(nnx.Module):
+    """LayerNorm, then attention of all steps over all; the last layer alone has a bias. Its input is not added here."""
+
     def __init__(self, width: int, heads: int, head_dim: int, *, rngs: nnx.Rngs):
         self.heads = heads
         self.norm = vit.layer_norm(width, EPSILON, rngs=rngs)
@@ -64,6 +69,7 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(heads * head_dim, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], by: Rotation) -> Float[Array, "B T D"]:
+        """Steps from lengths[b] on are not attended; `by` rotates queries and keys."""
         x = self.norm(x)
         q = self.query(x).reshape(*x.shape[:2], self.heads, -1)
         kv = self.key_value(x).reshape(*x.shape[:2], 2, self.heads, -1)
@@ -84,6 +90,7 @@ class Convolution(nnx.Module):
         self.outer = nnx.Linear(conv, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
+        """The convolution reads zeros from lengths[b] on, the norm is in float32. x is not added here."""
         gated = jax.nn.glu(self.inner(self.norm(x)))
         x = depthwise(conv1d.zero_beyond(gated, lengths), self.kernel[...]) + self.bias[...]
         x = jax.nn.silu(x).astype(jnp.float32)
@@ -94,6 +101,8 @@ class Convolution(nnx.Module):
 
 
 class Block(nnx.Module):
+    """One layer: each of its parts is added to its input (the feed-forwards by half), and a LayerNorm ends it."""
+
     def __init__(self, settings: ConformerSettings, *, rngs: nnx.Rngs):
         s = settings
         self.before = FeedForward(s.width, s.mlp, rngs=rngs)
@@ -103,6 +112,7 @@ class Block(nnx.Module):
         self.norm = vit.layer_norm(s.width, EPSILON, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], by: Rotation) -> Float[Array, "B T D"]:
+        """`by` is the rotation for the positions of all T steps."""
         x = x + 0.5 * self.before(x)
         x = x + self.attention(x, lengths, by)
         x = x + self.convolution(x, lengths)
@@ -110,10 +120,13 @@ class Block(nnx.Module):
 
 
 class Conformer(nnx.Module):
+    """`depth` layers, scanned as one. Each ends with a LayerNorm, so that none follows the last."""
+
     def __init__(self, settings: ConformerSettings, *, rngs: nnx.Rngs):
         self.settings = settings
         self.blocks = vit.stack(lambda rngs: Block(settings, rngs=rngs), settings.depth, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
+        """Positions count from 0 in every row. Steps from lengths[b] on are undefined."""
         by = rotation(jnp.arange(x.shape[1])[None], self.settings.head_dim, THETA, in_memory=True)
         return vit.scan(self.blocks, lambda block, x: block(x, lengths, by), x)

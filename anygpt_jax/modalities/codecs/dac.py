@@ -55,6 +55,7 @@ class Snake(nnx.Module):
         self.alpha = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        """Elementwise: what lies beyond the end of a row stays there."""
         return snake(x, self.alpha[...])
 
 
@@ -68,10 +69,12 @@ class ResidualUnit(nnx.Module):
         self.out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> Float[Array, "B T C"]:
+        """As many steps as x has, in every row."""
         h, _ = self.conv(self.snake1(x), lengths)
         return x + self.out(self.snake2(h))
 
     def reads(self, low: int, high: int) -> tuple[int, int]:
+        """The first and last input step that output steps low..high depend on: those of the convolution."""
         return self.conv.reads(low, high)
 
 
@@ -88,6 +91,7 @@ class EncoderBlock(nnx.Module):
         self.down = Conv(width, 2 * width, 2 * stride, stride=stride, pad_mode="constant", rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> tuple[Array, Int[Array, " B"]]:
+        """(steps, their number in each row): length / stride, rounded up."""
         for unit in self.units:
             x = unit(x, lengths)
         return self.down(self.snake(x), lengths)
@@ -104,6 +108,7 @@ class Encoder(nnx.Module):
         self.outward = Conv(widths[-1], s.latent, 3, pad_mode="constant", rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T 1"], lengths: Int[Array, " B"]) -> Float[Array, "B F D"]:
+        """T and all lengths are multiples of the product of the strides; F is T divided by it."""
         x, lengths = self.inward(x, lengths)
         for block in self.blocks:
             x, lengths = block(x, lengths)
@@ -124,6 +129,7 @@ class DecoderBlock(nnx.Module):
         self.units = _units(width // 2, rngs)
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> tuple[Array, Int[Array, " B"]]:
+        """(steps, their number in each row): length · stride, less one where the stride is odd."""
         x, lengths = self.up(self.snake(x), lengths)
         # The published decoder trims an odd stride by one step more than it can spare: a row is one step short.
         lengths = jnp.maximum(lengths - self.up.stride % 2, 0)
@@ -143,6 +149,7 @@ class Decoder(nnx.Module):
         self.outward = Conv(widths[-1], 1, KERNEL, pad_mode="constant", rngs=rngs)
 
     def __call__(self, x: Float[Array, "B F D"], lengths: Int[Array, " B"]) -> tuple[Array, Int[Array, " B"]]:
+        """The sound [B, F·hop, 1] is bounded to -1..1 by tanh; beyond the samples of a row it is undefined."""
         x, lengths = self.inward(x, lengths)
         for block in self.blocks:
             x, lengths = block(x, lengths)
@@ -170,9 +177,11 @@ class Level(nnx.Module):
         self.outward = nnx.Linear(s.codebook_width, s.latent, rngs=rngs)
 
     def encode(self, x: Float[Array, "*N D"]) -> Int[Array, "*N"]:
+        """The code of largest cosine to the projected latent: both are compared at length 1."""
         return quantize.nearest(quantize.unit(self.inward(x)), quantize.unit(self.codebook[...]))
 
     def decode(self, codes: Int[Array, "*N"]) -> Float[Array, "*N D"]:
+        """The codes' vectors as they are stored, not at length 1, projected to the latents' width."""
         return self.outward(self.codebook[...][codes])
 
 

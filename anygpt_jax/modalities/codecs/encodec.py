@@ -22,6 +22,8 @@ from anygpt_jax.modalities.codecs.melcodec import Codebook
 
 @dataclasses.dataclass(frozen=True)
 class EncodecSettings:
+    """`sample_rate` in Hz; each codebook has `codebook_size` vectors of the network's latent width."""
+
     sample_rate: int
     network: seanet.SeanetSettings
     codebooks: int
@@ -87,9 +89,11 @@ class Encodec(nnx.Module):
         return quantize.residual_decode(codes, self.vectors[...])[..., -1, :]
 
     def initial_encode(self, batch: int) -> seanet.Carry:
+        """What the first window of `batch` rows takes as its carry; only where `encode_context` carries."""
         return self.encoder.initial(batch)
 
     def initial_decode(self, batch: int) -> seanet.Carry:
+        """What the first window of `batch` rows takes as its carry; only where `decode_context` carries."""
         return self.decoder.initial(batch)
 
     def encode_window(

@@ -25,6 +25,7 @@ class Direction(nnx.Module):
         self.bias = nnx.Param(uniform(4 * width))
 
     def zeros(self, like: Float[Array, "B T I"]) -> State:
+        """The state before a row's first step, for the rows and in the dtype of `like`."""
         zeros = jnp.zeros_like(like, shape=(like.shape[0], self.recurrent.shape[0]))
         return zeros, zeros
 

@@ -23,14 +23,14 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(error, 1e-3))
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """float[N]: structural similarity (Wang et al. 2004) of uint8[N, H, W, 3], by TensorFlow."""
     import tensorflow as tf
 
     return tf.image.ssim(tf.constant(a), tf.constant(b), max_val=255).numpy()
 
 
-def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
+def _si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), over the samples both have.
 
     It compares waveforms: a decoder that makes its own phases, as Griffin-Lim does, is far below 0 dB however good
@@ -42,7 +42,7 @@ def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     return float(10 * np.log10(max(target @ target, 1e-12) / max(((estimate - target) ** 2).sum(), 1e-12)))
 
 
-def log_mel_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], settings: mel.MelSettings) -> float:
+def _log_mel_distance(a: Sequence[np.ndarray], b: Sequence[np.ndarray], settings: mel.MelSettings) -> float:
     """Mean absolute difference of log-mels in nats, over the samples both of a pair have."""
     total = []
     for x, y in zip(a, b, strict=True):
@@ -118,7 +118,7 @@ def image(tokenizer: ImageTokenizer, images: np.ndarray, attributes: Sequence[di
     return {
         "n": len(images),
         "psnr_db": round(float(psnr(images, np.stack(decoded)).mean()), 2),
-        "ssim": round(float(ssim(images, np.stack(decoded)).mean()), 4),
+        "ssim": round(float(_ssim(images, np.stack(decoded)).mean()), 4),
         "codes_used": len(np.unique(np.stack(codes)[:, 1:])),
         **_rounded(scores),
     }
@@ -142,7 +142,7 @@ def music(tokenizer: MusicTokenizer, sounds: Sequence[Sound], training: Sequence
     books = np.concatenate(codes).reshape(-1, tokenizer.settings.codebooks)
     return {
         "n": len(sounds),
-        "log_mel_l1_nats": round(log_mel_distance(originals, [d.samples for d in decoded], tokenizer.mel), 4),
+        "log_mel_l1_nats": round(_log_mel_distance(originals, [d.samples for d in decoded], tokenizer.mel), 4),
         "si_sdr_db": _mean_si_sdr(originals, decoded),
         "codes_used": [len(np.unique(column)) for column in books.T],
         "pitch": round(float(right / max(judged, 1)), 4),
@@ -170,7 +170,7 @@ def speech(tokenizer: SpeechTokenizer, sounds: Sequence[Sound]) -> dict[str, Any
         "semantic_codes_used": len(np.unique(np.concatenate(semantic))),
         "wer": {name: round(speech_word_error_rate(targets, heard)["wer"], 4) for name, heard in ways.items()},
         "log_mel_l1_nats": {
-            name: round(log_mel_distance(originals, [s.samples for s in heard], tokenizer.mel), 4)
+            name: round(_log_mel_distance(originals, [s.samples for s in heard], tokenizer.mel), 4)
             for name, heard in ways.items()
             if name != "original"
         },
@@ -180,7 +180,7 @@ def speech(tokenizer: SpeechTokenizer, sounds: Sequence[Sound]) -> dict[str, Any
 
 
 def _mean_si_sdr(originals: Sequence[np.ndarray], decoded: Sequence[Audio]) -> float:
-    return round(float(np.mean([si_sdr(x, y.samples) for x, y in zip(originals, decoded, strict=True)])), 2)
+    return round(float(np.mean([_si_sdr(x, y.samples) for x, y in zip(originals, decoded, strict=True)])), 2)
 
 
 def _median(values: Sequence[float]) -> float:

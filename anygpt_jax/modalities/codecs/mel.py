@@ -37,6 +37,7 @@ def hz_to_mel(hz: np.ndarray | float) -> np.ndarray:
 
 
 def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
+    """The inverse of `hz_to_mel`."""
     return 700.0 * (10.0 ** (np.asarray(mel) / 2595.0) - 1.0)
 
 

@@ -62,6 +62,7 @@ class ConvBlock(nnx.Module):
         self.out = nnx.Linear(width, width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], mask: Float[Array, "B T 1"]) -> Float[Array, "B T D"]:
+        """Zeros where the mask is 0; what x has there is not read elsewhere."""
         h = self.norm(x) * mask
         h = self.taps(jnp.concatenate([shift(h, -self.dilation), h, shift(h, self.dilation)], -1))
         return (x + self.out(nnx.gelu(h))) * mask
@@ -79,6 +80,7 @@ class Trunk(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T I"], mask: Float[Array, "B T 1"], bias: Float[Array, "B 1 D"] | None = None
     ) -> Float[Array, "B T O"]:
+        """Zeros where the mask is 0. `bias`, one vector a row, is added to every step after the first layer."""
         x = self.inward(x) if bias is None else self.inward(x) + bias
         x = x * mask
         for block in self.blocks:
@@ -105,6 +107,7 @@ class MelCodec(nnx.Module):
             self.phone_trunk = Trunk(s.latent, s.width, s.phones + 1, (1,), rngs=rngs)
 
     def standardize(self, mel: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+        """Log-mel as measured → mean 0 and deviation 1 over the training data, band by band."""
         return (mel - self.mean[...]) / self.std[...]
 
     def latents(self, mel: Float[Array, "B N M"], mask: Float[Array, "B T 1"]) -> Float[Array, "B T D"]:

@@ -73,9 +73,11 @@ class ResidualQuantizer(nnx.Module):
         self.outward = nnx.Linear(s.codebook_width, s.network.latent, use_bias=False, rngs=rngs)
 
     def encode(self, x: Float[Array, "*N D"], levels: int) -> Int[Array, "*N levels"]:
+        """Codes of the first `levels` codebooks; latents are projected to their width before."""
         return quantize.residual_encode(self.inward(x), self.vectors[:levels])
 
     def decode(self, codes: Int[Array, "*N q"]) -> Float[Array, "*N D"]:
+        """The first q levels' vectors added up, projected to the latents' width."""
         return self.outward(quantize.residual_decode(codes, self.vectors[...])[..., -1, :])
 
 
@@ -115,21 +117,23 @@ class Mimi(nnx.Module):
     def encode(
         self, sound: Float[Array, "B T"], lengths: Int[Array, " B"], levels: int | None = None
     ) -> Int[Array, "B F levels"]:
-        """Codes of the first `levels` codebooks, more than the semantic ones; by default of the settings' `codebooks`.
+        """Codes of the first `levels` codebooks, at least one; by default of the settings' `codebooks`.
         The first frames(lengths[b]) codes of row b are those of its own samples, the others mean nothing."""
-        return self._codes(self.latents(sound, lengths), levels or self.codebooks)
+        return self._codes(self.latents(sound, lengths), self.codebooks if levels is None else levels)
 
     def decode(self, codes: Int[Array, "B F q"], lengths: Int[Array, " B"]) -> Float[Array, "B F*hop"]:
-        """The first q levels of codes, at least the semantic and at most the stored ones; lengths[b] frames of row b,
-        zeros beyond."""
+        """The first q levels of codes, at least one and at most the stored ones; lengths[b] frames of row b, zeros
+        beyond."""
         x, lengths = self.up(self._quantized(codes), lengths)
         sound, samples = self.decoder(self.decoder_transformer(x), lengths)
         return zero_beyond(sound, samples)[..., 0]
 
     def initial_encode(self, batch: int) -> Past:
+        """What the first window of `batch` rows takes as its carry."""
         return self.encoder_transformer.initial(batch)
 
     def initial_decode(self, batch: int) -> Past:
+        """What the first window of `batch` rows takes as its carry."""
         return self.decoder_transformer.initial(batch)
 
     def encode_window(
@@ -152,7 +156,10 @@ class Mimi(nnx.Module):
 
     def _codes(self, x: Float[Array, "B F D"], levels: int) -> Int[Array, "B F levels"]:
         semantic = self.settings.semantic
-        return jnp.concatenate([self.semantic.encode(x, semantic), self.acoustic.encode(x, levels - semantic)], -1)
+        codes = self.semantic.encode(x, min(levels, semantic))
+        if levels <= semantic:
+            return codes
+        return jnp.concatenate([codes, self.acoustic.encode(x, levels - semantic)], -1)
 
     def _quantized(self, codes: Int[Array, "B F q"]) -> Float[Array, "B F D"]:
         semantic = self.settings.semantic

@@ -91,6 +91,7 @@ class Layer(nnx.Module):
         self.scale2 = nnx.Param(jnp.full(width, 0.01))
 
     def __call__(self, x: Float[Array, "B T D"], by: Rotation) -> Float[Array, "B T D"]:
+        """Whole rows; `by` is the rotation for the positions of all T steps."""
         q, k, v = self._attended(x)
         return self._added(x, windowed_attention(rotate(q, by), rotate(k, by), v, self.window))
 
@@ -128,6 +129,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Layer(width, settings, rngs=rngs) for _ in range(settings.layers)])
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Whole rows, whose positions count from 0. Step t depends on steps up to t alone."""
         by = self._rotation(x.shape[1])
         for layer in self.layers:
             x = layer(x, by)

@@ -33,10 +33,12 @@ class PatchSettings:
 
     @property
     def patches(self) -> int:
+        """Patches of a picture, N: codes of a picture but for the ground's."""
         return (self.size // self.patch) ** 2
 
     @property
     def pixels(self) -> int:
+        """Pixels of a patch, P."""
         return self.patch * self.patch
 
 
@@ -90,6 +92,7 @@ class PatchCodec(nnx.Module):
         return jnp.concatenate([patches * mask, mask], -1).reshape(*patches.shape[:-2], -1)
 
     def latents(self, features: Float[Array, "*B F"], ground: Float[Array, "*B 3"]) -> Float[Array, "*B D"]:
+        """`features` on their grounds → what is quantized."""
         centred = features - self.mean[...]
         # An empty patch looks the same on every ground, by construction and not by training.
         is_thing = jnp.max(jnp.abs(features), -1, keepdims=True) > 0
@@ -113,6 +116,7 @@ class PatchCodec(nnx.Module):
         return jnp.concatenate([first[:, None], codes + s.grounds], 1)
 
     def decode(self, codes: Int[Array, "B N"]) -> Float[Array, "B S S 3"]:
+        """Codes in the order of `encode` → pictures, clipped to 0..1."""
         s = self.settings
         latents = self.codebook[...][codes[:, 1:] - s.grounds]
         flat_ground = self.palette[...][codes[:, 0]]

@@ -50,6 +50,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B Q D"], context: Float[Array, "B S C"], causal: bool = False
     ) -> Float[Array, "B Q D"]:
+        """`causal`: query i sees the first i + 1 vectors of the context."""
         q, k, v = self.query(x), self.key(context), self.value(context)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
         # SEED adds -10000 to the logits of what is hidden, which in float32 leaves a probability of 0 too.
@@ -69,6 +70,7 @@ class Layer(nnx.Module):
         self.norm = vit.layer_norm(s.width, EPSILON, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B Q D"], context: Float[Array, "B S C"]) -> Float[Array, "B Q D"]:
+        """`context`: a picture's features, all of which every query sees; not read without cross-attention."""
         x = self.attention(x, x, causal=True)
         if self.cross is not None:
             x = self.cross(x, context)
@@ -76,6 +78,8 @@ class Layer(nnx.Module):
 
 
 class QFormer(nnx.Module):
+    """Learned queries, one vector each → what they find in a picture's features of width `context`."""
+
     def __init__(self, settings: QFormerSettings, *, rngs: nnx.Rngs):
         self.settings = s = settings
         self.queries = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (s.queries, s.width)))

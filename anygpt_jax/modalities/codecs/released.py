@@ -20,6 +20,8 @@ from anygpt_jax.modalities.codecs import weights
 
 @dataclasses.dataclass(frozen=True)
 class Released:
+    """A network of a converted file: `module` is filled with its weights, `kind` is the name it was converted by."""
+
     module: Any
     kind: str
     fingerprint: str  # SHA-256 of settings and weights

@@ -24,7 +24,7 @@ def halving(width: int, before: int, *, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 def group_norm(width: int, groups: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    # The fast variance, E[x²] - E[x]², cancels where the mean is large.
+    """GroupNorm without the fast variance, E[x²] - E[x]², which cancels where the mean is large."""
     return nnx.GroupNorm(width, groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
@@ -41,6 +41,7 @@ class Doubling(nnx.Module):
         self.conv = conv3(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+        """The number of channels stays."""
         return self.conv(doubled(x))
 
 
@@ -109,5 +110,6 @@ class AttentionBlock(nnx.Module):
         self.out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Every pixel attends all H · W of them; places have no embedding."""
         h = self.norm(x).reshape(x.shape[0], -1, 1, x.shape[-1])
         return x + self.out(attend(self.q(h), self.k(h), self.v(h))).reshape(x.shape)

@@ -61,9 +61,11 @@ class Activation(nnx.Module):
         self.alpha = nnx.Param(jnp.ones(width)) if name == "snake" else None
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> tuple[Array, Int[Array, " B"]]:
+        """(steps, their number in each row, as it came): the form of every layer of a `Seanet`."""
         return (nnx.elu(x) if self.alpha is None else snake(x, self.alpha[...])), lengths
 
     def reads(self, low: int, high: int) -> tuple[int, int]:
+        """The range itself: an activation reads no neighbours."""
         return low, high
 
 
@@ -82,11 +84,13 @@ class Unit(nnx.Module):
         self.shortcut = nnx.Linear(width, width, rngs=rngs) if s.conv_shortcut else None
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> tuple[Array, Int[Array, " B"]]:
+        """(steps, their number in each row): as many as x has, of the same width."""
         h, _ = self.conv(self.activation1(x, lengths)[0], lengths)
         h = self.out(self.activation2(h, lengths)[0])
         return h + (x if self.shortcut is None else self.shortcut(x)), lengths
 
     def reads(self, low: int, high: int) -> tuple[int, int]:
+        """The first and last input step that output steps low..high depend on: those of the convolution."""
         return self.conv.reads(low, high)
 
 

@@ -52,10 +52,13 @@ class Mlp(nnx.Module):
         self.outer = nnx.Linear(hidden, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
+        """Each vector by itself."""
         return self.outer(jnp.tanh(self.inner(x)))
 
 
 class Seed2(nnx.Module):
+    """A picture's codes, and the image embedding of codes; `preprocess` prepares pictures, `unclip` makes them."""
+
     def __init__(self, settings: Seed2Settings, *, rngs: nnx.Rngs):
         self.settings = s = settings
         width = s.qformer.width

@@ -16,6 +16,7 @@ from anygpt_jax.modalities.codecs.train_mel import Corpus, draw
 
 
 def train(config: ml_collections.ConfigDict, codec: MelCodec, data: Corpus) -> acoustic.AcousticStage:
+    """A stage trained on whole items of the corpus, drawn at random; the codec is not changed."""
     settings = acoustic.AcousticSettings(config.width, tuple(config.dilations))
     stage = acoustic.AcousticStage(settings, codec.settings, rngs=nnx.Rngs(config.seed))
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(50, config.steps // 4), config.steps)

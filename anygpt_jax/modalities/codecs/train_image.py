@@ -33,7 +33,7 @@ class Pairs:
     ground_b: np.ndarray
 
 
-def make_pairs(
+def _make_pairs(
     settings: patches.PatchSettings, images: np.ndarray, layouts: list[str], rng: np.random.Generator
 ) -> Pairs:
     """Every patch that shows something, with that of one random partner of its scene (itself, if its layout
@@ -58,7 +58,7 @@ def make_pairs(
     return Pairs(grid[scene, place], grid[other, place], grounds[scene], grounds[other])
 
 
-def principal_components(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _principal_components(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(mean[F], components[F, count])."""
     mean = features.mean(0)
     _, vectors = np.linalg.eigh(np.cov(features - mean, rowvar=False))
@@ -68,7 +68,7 @@ def principal_components(features: np.ndarray, count: int) -> tuple[np.ndarray, 
 def initialize(codec: patches.PatchCodec, pairs: Pairs, images: np.ndarray, key: jax.Array) -> None:
     """Linear maps from principal components; the ground's palette by k-means."""
     features = np.asarray(codec.features(jnp.asarray(pairs.a), jnp.asarray(pairs.ground_a)))
-    mean, components = principal_components(features, codec.settings.latent)
+    mean, components = _principal_components(features, codec.settings.latent)
     codec.mean[...] = jnp.asarray(mean)
     codec.project.kernel[...] = jnp.asarray(components)
     codec.expand.kernel[...] = jnp.asarray(components.T)
@@ -103,7 +103,7 @@ def train(config: ml_collections.ConfigDict, images: np.ndarray, layouts: list[s
     codec = patches.PatchCodec(settings, rngs=nnx.Rngs(config.seed))
     rng = np.random.default_rng(config.seed)
     key = jax.random.key(config.seed)
-    pairs = make_pairs(settings, images, layouts, rng)
+    pairs = _make_pairs(settings, images, layouts, rng)
     initialize(codec, pairs, images, key)
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))

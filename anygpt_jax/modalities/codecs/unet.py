@@ -57,6 +57,7 @@ class Embedding(nnx.Module):
         self.linear_2 = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B width"]:
+        """There is no activation at the end: the ResNet blocks that read this apply SiLU first."""
         return self.linear_2(nnx.silu(self.linear_1(x)))
 
 
@@ -71,6 +72,8 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N C"], context: Float[Array, "B M I"]) -> Float[Array, "B N C"]:
+        """Each of the N positions sees all M of the context."""
+
         def split(y: Float[Array, "B n C"]) -> Float[Array, "B n heads D"]:
             return y.reshape(*y.shape[:2], self.heads, -1)
 
@@ -91,6 +94,7 @@ class TransformerBlock(nnx.Module):
         self.ff_out = nnx.Linear(4 * width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N C"], context: Float[Array, "B M I"]) -> Float[Array, "B N C"]:
+        """`context`: the prompt's states, M of them; x: N pixels, which all see one another."""
         h = self.norm1(x)
         x = x + self.attn1(h, h)
         x = x + self.attn2(self.norm2(x), context)
@@ -108,6 +112,7 @@ class Transformer(nnx.Module):
         self.proj_out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"], context: Float[Array, "B M I"]) -> Float[Array, "B H W C"]:
+        """Pixels become a sequence, row by row, whose places have no embedding; the shape stays."""
         h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
         return x + self.proj_out(self.block(h, context)).reshape(x.shape)
 
@@ -147,6 +152,7 @@ class Middle(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], time: Float[Array, "B E"], context: Float[Array, "B M D"]
     ) -> Float[Array, "B H W C"]:
+        """`time`: the embedding of diffusion time; `context`: the prompt's states. The shape stays."""
         return self.after(self.attention(self.before(x, time), context), time)
 
 

@@ -65,6 +65,7 @@ class Block(nnx.Module):
         self.outer = nnx.Linear(mlp, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Every position sees all of them."""
         qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, self.heads, -1)
         attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         x = x + self.out(attended.reshape(x.shape))

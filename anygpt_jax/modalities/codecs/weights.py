@@ -19,6 +19,7 @@ from flax import nnx
 from anygpt_jax.errors import UserError
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "weights"
+UNHALVED = ("codebooks", "mean", "std")  # residual codebooks, and what inputs are standardized by
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -28,7 +29,7 @@ def dotted(keys: tuple[Any, ...]) -> str:
 
 
 def flatten(module: nnx.Module) -> dict[str, np.ndarray]:
-    """Every variable of a module by its dotted path, in fp16 where that loses nothing that matters."""
+    """Every variable of a module by its dotted path, in the dtype it has."""
     flat = nnx.to_flat_state(nnx.state(module))
     return {dotted(keys): np.asarray(variable[...]) for keys, variable in flat}
 
@@ -98,19 +99,22 @@ def fill(build: Callable[[], M], tensors: Mapping[str, np.ndarray], prefix: str 
     for keys, variable in flat.items():
         name = prefix + dotted(keys)
         if name not in tensors:
-            raise UserError(f"The tokenizer weights lack '{name}'; they were made by another version, train again.")
+            raise UserError(
+                f"The tokenizer weights lack '{name}'; they are of another version, train or convert them again."
+            )
         if tensors[name].shape != variable.shape:
             raise UserError(f"Tokenizer weight '{name}' has shape {tensors[name].shape}, not {variable.shape}.")
         flat[keys] = variable.replace(jnp.asarray(tensors[name], variable.dtype))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def halve(
-    tensors: Mapping[str, np.ndarray], keep: tuple[str, ...] = ("codebooks", "mean", "std")
-) -> dict[str, np.ndarray]:
-    """fp16 for everything but what codes are compared with; activations stay fp32."""
+def halve(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """fp32 tensors in fp16, but those whose last name is in `UNHALVED`; activations stay fp32.
+
+    The image tokenizer's `codebook` and `palette` are halved too: its codes are told apart by the rounded vectors.
+    """
     return {
-        name: array if array.dtype != np.float32 or name.split(".")[-1] in keep else array.astype(np.float16)
+        name: array if array.dtype != np.float32 or name.split(".")[-1] in UNHALVED else array.astype(np.float16)
         for name, array in tensors.items()
     }
 

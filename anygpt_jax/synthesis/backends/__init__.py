@@ -34,6 +34,7 @@ class Request:
 
     @property
     def content(self) -> str:
+        """Of the last message: a medium's description, or the words to be spoken."""
         return self.messages[-1][1]
 
     def digest(self, backend: str) -> str:
@@ -53,7 +54,9 @@ class Backend(Protocol):
     """`name` is kind, model and settings, in every trace: another name is another answer."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """It goes into the digest of every request, and so decides what the response cache knows."""
+        ...
 
     def make(self, requests: Sequence[Request]) -> list[bytes | Failure]:
         """One answer a request, in their order. UserError where no request can be answered (no key, ceiling reached)."""
@@ -61,8 +64,10 @@ class Backend(Protocol):
 
 
 def text_request(purpose: str, messages: Sequence[Message], about: Mapping[str, Any], seed: int) -> Request:
+    """For UTF-8 text. `purpose` is the stage that asks, or "spoken" for words of an instruction set said again."""
     return Request(TEXT, purpose, tuple(messages), about, seed)
 
 
 def medium_request(modality: str, description: str, about: Mapping[str, Any], seed: int, voice: str = "") -> Request:
+    """For a medium in a file's form: the description, or the words to be spoken, are the only message."""
     return Request(modality, "media", (("user", description),), about, seed, voice)

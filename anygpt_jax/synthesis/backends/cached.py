@@ -26,7 +26,9 @@ _STARTS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "wav", b"fLaC": "
 class Arriving(Protocol):
     """A backend that gives each answer when it is there, with the index of its request."""
 
-    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, bytes | Failure]]: ...
+    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, bytes | Failure]]:
+        """One answer a request, in any order; UserError as of `Backend.make`, after what has arrived."""
+        ...
 
 
 class Cached:

@@ -38,12 +38,15 @@ class Telling:
     asked: set[str] = dataclasses.field(default_factory=set)  # of the newest picture, and of the tune
 
     def choose(self, options: Sequence) -> object:
+        """One of them by `rng`, each as likely as another."""
         return options[int(self.rng.integers(len(options)))]
 
     def text(self, templates: Sequence[str], attributes: Mapping[str, str] | None = None) -> str:
+        """One of the templates, filled as `sentences.fill` does; KeyError for an attribute that is not given."""
         return sentences.fill(str(self.choose(templates)), attributes or {}, self.rng)
 
     def say(self, asked: str, answered: str, *, given: Medium | None = None, made: Medium | None = None) -> None:
+        """Adds a round: the human's words with the medium `given`, and the assistant's with the medium `made`."""
         self.turns += [
             Said(HUMAN, asked, (given,) if given else ()),
             Said(ASSISTANT, answered, (made,) if made else ()),
@@ -75,6 +78,9 @@ class Telling:
         return wanted if wanted in names else str(self.choose(names))
 
     def new_tune(self, **fixed: str) -> dict[str, str]:
+        """Instrument, tempo, dance and key, drawn but for what is `fixed` or, after that, wanted.
+        The key is always drawn, as its mode depends on the dance.
+        """
         drawn = {name: str(self.choose(list(phrases))) for name, phrases in grammar.MUSIC_SLOTS.values()}
         drawn |= {k: v for k, v in self.wanted.items() if k in drawn} | fixed
         minor = drawn["dance"] not in ALWAYS_MAJOR and self.rng.random() < MINOR
@@ -89,15 +95,18 @@ class Telling:
         return Medium("image", sentences.caption_scene(attributes, self.rng, self.split, noun_phrase=noun))
 
     def music(self, attributes: dict[str, str]) -> Medium:
+        """The description of a new tune, which is the one that is talked about now."""
         self.tune = attributes
         return Medium("music", sentences.caption_music(attributes, self.rng, self.split))
 
     def tune_phrase(self, attributes: Mapping[str, str]) -> str:
+        """What may follow "play": dance and instrument, with the tempo, the key or both."""
         return self.text(("a {tempo} {dance} on the {instrument}", "a {tempo} {dance} played on the {instrument}",
                           "a {tempo} {dance} in {key} on the {instrument}",
                           "a {dance} in {key} played on the {instrument}"), attributes)  # fmt: skip
 
     def questions(self) -> phrases.Questions:
+        """Those about the newest picture, by whether it shows one object or two."""
         return phrases.ABOUT_TWO if "second" in self.pictures[-1] else phrases.ABOUT_ONE
 
     def question(self, known: phrases.Questions, attributes: Mapping[str, str]) -> tuple[str, str]:
@@ -115,6 +124,7 @@ class Telling:
 
 
 def ask_picture(t: Telling) -> None:
+    """A new picture is asked for and drawn."""
     scene = t.new_scene()
     phrase = sentences.caption_scene(scene, t.rng, t.split, noun_phrase=True)
     asked = t.world("image", scene, True)
@@ -125,6 +135,7 @@ def ask_picture(t: Telling) -> None:
 
 
 def show_picture(t: Telling) -> None:
+    """A new picture is given with a question about it, or to be described, which leaves nothing of it to ask."""
     scene = t.new_scene()
     given = t.picture(scene)
     if t.rng.random() < 0.3:
@@ -137,6 +148,7 @@ def show_picture(t: Telling) -> None:
 
 
 def about_picture(t: Telling) -> None:
+    """A question about the newest picture, which must be there."""
     t.say(*t.question(t.questions(), t.pictures[-1]))
 
 
@@ -160,6 +172,7 @@ def comparable(t: Telling) -> list[str]:
 
 
 def compare_pictures(t: Telling) -> None:
+    """A question about the two newest pictures, which must be there."""
     first, second = t.pictures[-2:]
     name = str(t.choose(comparable(t)))
     a, b = first[name], second[name]
@@ -174,6 +187,7 @@ def compare_pictures(t: Telling) -> None:
 
 
 def ask_tune(t: Telling) -> None:
+    """A new tune is asked for and played."""
     tune = t.new_tune()
     asked = t.world("music", tune, True)
     if t.rng.random() < 0.4:
@@ -183,6 +197,7 @@ def ask_tune(t: Telling) -> None:
 
 
 def give_tune(t: Telling) -> None:
+    """A new tune is given with a question about it, or to be named, which leaves nothing of it to ask."""
     tune = t.new_tune()
     given = t.music(tune)
     if t.rng.random() < 0.3:
@@ -193,6 +208,7 @@ def give_tune(t: Telling) -> None:
 
 
 def about_tune(t: Telling) -> None:
+    """A question about the tune, which must be there."""
     assert t.tune is not None
     t.say(*t.question(phrases.ABOUT_TUNE, t.tune))
 
@@ -204,6 +220,7 @@ def _understood(t: Telling, source: Sequence[str], attributes: Mapping[str, str]
 
 
 def play_pictured(t: Telling) -> None:
+    """A picture of an instrument is given, and a tune on it is played."""
     scene = t.new_scene(object=t.drawn_instrument())
     given = t.picture(scene)
     tune = t.new_tune(instrument=scene["object"])
@@ -250,6 +267,9 @@ def compare_heard(t: Telling) -> None:
 
 
 def talk(t: Telling, pairs: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+    """A round without media, drawn from (what is said, its answers), with the same words in the slots of both.
+    After the first round "work" is the song if there is a tune and no picture, else the picture.
+    """
     said, answers = pairs[int(t.rng.integers(len(pairs)))]
     values = {slot: str(t.choose(words)) for slot, words in grammar.EVERYDAY_SLOTS.items()}
     if t.turns:
@@ -258,10 +278,12 @@ def talk(t: Telling, pairs: Sequence[tuple[str, tuple[str, ...]]]) -> None:
 
 
 def open_talk(t: Telling) -> None:
+    """Everyday talk for a first round."""
     talk(t, phrases.OPENINGS)
 
 
 def close_talk(t: Telling) -> None:
+    """Thanks and praise for a last round, or where nothing else is left to talk about."""
     talk(t, phrases.CLOSINGS)
 
 

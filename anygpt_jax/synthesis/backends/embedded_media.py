@@ -16,6 +16,7 @@ import numpy as np
 from anygpt_jax.embedded import assets, grammar, scenes, sentences, tunes, voices
 from anygpt_jax.embedded.splits import TRAIN
 from anygpt_jax.errors import UserError
+from anygpt_jax.modalities import pictures
 from anygpt_jax.synthesis.backends import Failure, Request
 from anygpt_jax.synthesis.backends.embedded_text import split_of
 from anygpt_jax.tasks.metrics.scores import IMAGE_ATTRIBUTES, MUSIC_ATTRIBUTES
@@ -34,9 +35,13 @@ class EmbeddedMedia:
 
     @property
     def name(self) -> str:
+        """The number is to grow with any change of what is made, as that of `EmbeddedText`."""
         return f"embedded-{self.modality}/1"
 
     def make(self, requests: Sequence[Request]) -> list[bytes | Failure]:
+        """PNG for images, FLAC for the others; a Failure for a description that is not of this world.
+        UserError for a modality that has no maker, or a voice or split that there is not.
+        """
         if self.modality not in MAKERS:
             raise UserError(f"The small world makes no {self.modality}; it makes {', '.join(MAKERS)}.")
         answers: list[bytes | Failure] = []
@@ -70,7 +75,7 @@ def _drawn(request: Request) -> bytes:
             attributes = scenes.sample(rng, split, **stated)
     except ValueError:
         raise _NotOfThisWorld(f"The split {split} has no picture of '{request.content}'.") from None
-    return scenes.encode_png(scenes.render(attributes))
+    return pictures.save_png(scenes.render(attributes))
 
 
 def _played(request: Request) -> bytes:

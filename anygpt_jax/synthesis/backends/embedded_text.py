@@ -37,6 +37,9 @@ class EmbeddedText:
     name: str = "embedded-text/1"  # the number grows with any change of what is written
 
     def make(self, requests: Sequence[Request]) -> list[bytes | Failure]:
+        """A Failure where the world has too few topics, or the requirement does not fit into a dialogue.
+        UserError for a purpose, split or requirement that there is not.
+        """
         return [_answer(request) for request in requests]
 
 

@@ -73,6 +73,7 @@ class Http:
         return cls(settings, Spending(pathlib.Path(folder) / modality, settings.max_cost))
 
     def make(self, requests: Sequence[Request]) -> list[bytes | Failure]:
+        """In the requests' order. At a UserError what has arrived is lost; `answers` gives it before."""
         answers = dict(self.answers(requests))
         return [answers[i] for i in range(len(requests))]
 

@@ -98,8 +98,11 @@ class HttpSettings:
         """Without the address, which may be private: a model that moves to another server is the same."""
         deciding = {"text": ("temperature", "max_tokens"), "speech": ("voice",)}.get(self.modality, ())
         settings = {name: getattr(self, name) for name in deciding} | {"extra": dict(self.extra)}
+        # The defaults are left out: answers from before there were these settings keep their names.
         if self.seed_field:
             settings["seed_field"] = self.seed_field
+        if self.form != OPENAI:
+            settings["form"] = self.form
         return f"http {self.modality} {self.model} {json.dumps(settings, sort_keys=True)}"
 
     def key(self) -> str:

@@ -42,6 +42,7 @@ class Ledger:
                     yield row
 
     def add(self, **row: Any) -> None:
+        """As the last line of this process's own file; what of a text is no Unicode becomes "?"."""
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)

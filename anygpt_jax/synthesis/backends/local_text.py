@@ -65,6 +65,7 @@ class ChatMLTokenizer:
         return np.array([*ids, self.begin, *self._plain("assistant\n")], np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text without special tokens, ChatML's markers among them."""
         return self._tokenizer.decode([int(i) for i in ids])
 
     def _plain(self, text: str) -> list[int]:
@@ -100,33 +101,46 @@ class LocalText:
 
     @functools.cached_property
     def name(self) -> str:
+        """By checksums of model and tokenizer, wherever the folder is. UserError if there is no checkpoint."""
         how = f"temperature={self.temperature:g} top_p={self.top_p:g} max_tokens={self.max_tokens} {self.weights}"
         return f"local/{self._digest} {how} context={self.context}"
 
-    @property
-    def _digest(self) -> str:
-        """Of the newest checkpoint's own list of checksums and of the tokenizer."""
-        folder = pathlib.Path(self.folder)
-        steps = sorted(folder.glob("*/checksums.json"), key=lambda path: int(path.parent.name))
+    @functools.cached_property
+    def _step(self) -> int:
+        """The newest checkpoint's that has checksums: `name` and `engine` are both of it, also if a newer one is saved
+        in between. Were it damaged and `engine` took an older one, answers would be kept under another model's name.
+        """
+        from anygpt_jax.training import folders
+
+        folder = folders.absolute(self.folder)
+        steps = [step for step in folders.final_steps(folder) if (folder / str(step) / "checksums.json").is_file()]
         if not steps:
             raise UserError(f"There is no checkpoint in {folder}; make one with `anygpt convert MODEL --to {folder}`.")
-        digest = hashlib.sha256(steps[-1].read_bytes())
+        return steps[-1]
+
+    @property
+    def _digest(self) -> str:
+        """Of the checkpoint's own list of checksums and of the tokenizer."""
+        folder = pathlib.Path(self.folder)
+        digest = hashlib.sha256((folder / str(self._step) / "checksums.json").read_bytes())
         digest.update((folder / "tokenizer" / "tokenizer.json").read_bytes())
         return digest.hexdigest()[:12]
 
     @functools.cached_property
     def tokenizer(self) -> ChatMLTokenizer:
+        """Read when it is first asked for. UserError if the file is missing or knows no ChatML."""
         return ChatMLTokenizer(pathlib.Path(self.folder) / "tokenizer" / "tokenizer.json")
 
     @functools.cached_property
     def engine(self) -> Engine:
+        """Loaded when it is first asked for. UserError if the newest checkpoint, by which `name` is, is damaged."""
         from anygpt_jax.generation.automaton import Marks
         from anygpt_jax.generation.engine import Engine
         from anygpt_jax.generation.request import Settings
         from anygpt_jax.generation.sampling import Sampling
         from anygpt_jax.training.checkpoints import restore_model
 
-        model = restore_model(self.folder)
+        model = restore_model(self.folder, step=self._step)
         settings = Settings(
             {TEXT: Sampling(self.temperature, self.top_p)},
             max_text_tokens=self.max_tokens,
@@ -138,6 +152,7 @@ class LocalText:
         return Engine(model.decoder, model.vocabulary, {}, settings, self.tokenizer, marks=Marks((self.tokenizer.end,)))
 
     def make(self, requests: Sequence[Request]) -> list[bytes | Failure]:
+        """A Failure for a prompt without room, an empty answer, and one that was cut off at `max_tokens`."""
         from anygpt_jax.generation import request as generation
 
         prompts = [self.tokenizer.prompt(request.messages) for request in requests]

@@ -29,6 +29,8 @@ class Oversized(Exception):
 
 
 class MeteredClient(httpx2.Client):
+    """`send` is called for every attempt, the OpenAI client's own repetitions among them."""
+
     def __init__(
         self, spending: Spending, prices: Prices, timeout: float, connections: int, per_minute: int, tokens: int
     ):

@@ -36,6 +36,7 @@ class Use:
 
     @property
     def tokens(self) -> int:
+        """Of the prompt and of the answer."""
         return self.input_tokens + self.output_tokens
 
 
@@ -56,6 +57,7 @@ class Prices:
 
     @classmethod
     def from_config(cls, prices: Mapping[str, float]) -> Prices:
+        """By the fields' names; UserError for another name, or a price that is negative or infinite."""
         fields = [field.name for field in dataclasses.fields(cls)]
         if unknown := set(prices) - set(fields):
             raise UserError(f"prices has no {', '.join(sorted(unknown))}; it has: {', '.join(fields)}.")

@@ -36,9 +36,13 @@ class Filter(Protocol):
     """`name` is what `Dialogue.removed_by` says."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """With underscores, which reports show as spaces."""
+        ...
 
-    def check(self, dialogue: Dialogue, read: Read) -> Verdict: ...
+    def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """`read` opens media by their `file`; filters of scripts leave it alone, as there are none yet."""
+        ...
 
 
 @typing.runtime_checkable
@@ -46,11 +50,17 @@ class Batched(Protocol):
     """A filter whose judge is faster with many dialogues' media at once."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As of `Filter`."""
+        ...
 
-    def check(self, dialogue: Dialogue, read: Read) -> Verdict: ...
+    def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """As of `Filter`."""
+        ...
 
-    def check_many(self, dialogues: Sequence[Dialogue], read: Read) -> list[Verdict]: ...
+    def check_many(self, dialogues: Sequence[Dialogue], read: Read) -> list[Verdict]:
+        """A verdict a dialogue, in their order, the same that `check` gives each alone."""
+        ...
 
 
 def apply_many(filters: Sequence[Filter], dialogues: Sequence[Dialogue], read: Read) -> list[Dialogue]:

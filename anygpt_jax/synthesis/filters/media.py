@@ -113,6 +113,7 @@ class Whole:
     name: str = "media_whole"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """Scores every medium that can be read; the reason is that of the first one with a fault."""
         scores: dict[Place, Mapping[str, float]] = {}
         reasons = []
         for place, medium in media_of(dialogue):
@@ -127,8 +128,8 @@ class Whole:
             return {}, "was not made"
         try:
             if medium.modality == "image":
-                return picture_scores(read(medium.file), s)
-            return sound_scores(
+                return _picture_scores(read(medium.file), s)
+            return _sound_scores(
                 read(medium.file), s, s.speech_seconds if medium.modality == "speech" else s.music_seconds
             )
         except UserError as e:
@@ -137,7 +138,7 @@ class Whole:
             return {}, f"cannot be read: {e.strerror or type(e).__name__}"
 
 
-def picture_scores(data: bytes, s: MediaSettings) -> tuple[Mapping[str, float], str | None]:
+def _picture_scores(data: bytes, s: MediaSettings) -> tuple[Mapping[str, float], str | None]:
     """Scores of a picture, and what is wrong with it. UserError if it cannot be read."""
     picture = load_picture(data)
     height, width = picture.shape[:2]
@@ -148,7 +149,9 @@ def picture_scores(data: bytes, s: MediaSettings) -> tuple[Mapping[str, float], 
     return scores, "is blank" if contrast < s.contrast else None
 
 
-def sound_scores(data: bytes, s: MediaSettings, seconds: tuple[float, float]) -> tuple[Mapping[str, float], str | None]:
+def _sound_scores(
+    data: bytes, s: MediaSettings, seconds: tuple[float, float]
+) -> tuple[Mapping[str, float], str | None]:
     """Scores of a sound, and what is wrong with it. UserError if it cannot be read."""
     sound = load_audio(data)
     samples = np.asarray(sound.samples, np.float64)
@@ -171,9 +174,11 @@ class Agreement:
     judge: Judge
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """As `check_many`, of one dialogue."""
         return self.check_many([dialogue], read)[0]
 
     def check_many(self, dialogues: Sequence[Dialogue], read: Read) -> list[Verdict]:
+        """All media of the modality go to the judge at once; the reason is that of a dialogue's first fault."""
         looked = [
             (i, place, medium)
             for i, dialogue in enumerate(dialogues)
@@ -192,5 +197,6 @@ class Agreement:
 
 
 def told(place: Place, medium: Medium) -> str:
+    """How the sentence of a reason begins; turns are counted from 1."""
     kind = {"image": "picture", "speech": "speech", "music": "music"}[medium.modality]
     return f"The {kind} of turn {place[0] + 1}"

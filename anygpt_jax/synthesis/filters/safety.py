@@ -51,6 +51,7 @@ class Safety:
     name: str = "safety"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """No scores. The reason names the first entry found, but of data about a person only the kind."""
         for text in texts_of(dialogue):
             if found := unsafe(text, self.categories):
                 category, what = found

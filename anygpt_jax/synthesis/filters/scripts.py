@@ -127,6 +127,7 @@ class Form:
     name: str = "form"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """No scores. The reason is the first fault; turns are counted from 1."""
         for i, said in enumerate(dialogue.turns):
             expected = (HUMAN, ASSISTANT)[i % 2]
             if said.role != expected:
@@ -153,6 +154,7 @@ class Rounds:
     name: str = "rounds"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """Score: `rounds`, where a last turn without its answer counts half."""
         rounds, (least, most) = len(dialogue.turns) / 2, self.limits
         reason = None if least <= rounds <= most else f"It has {rounds:g} rounds; {least} to {most} are asked for."
         return Verdict({"rounds": rounds}, reason)
@@ -166,6 +168,7 @@ class Words:
     name: str = "words"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """The reason is the first utterance outside the limits; turns are counted from 1."""
         counts = {i: len(said.text.split()) for i, said in enumerate(dialogue.turns) if said.text.strip()}
         least, most = self.limits
         outside = [(i, n) for i, n in counts.items() if not least <= n <= most]
@@ -186,6 +189,7 @@ class Described:
     name: str = "media"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """No scores. Modalities that `most` does not name may be there as often as they like."""
         described = [medium.modality for said in dialogue.turns for medium in said.media]
         if not described and dialogue.requirement != REQUIREMENT:
             return Verdict(reason="It has no medium.")
@@ -202,6 +206,7 @@ class Refusals:
     name: str = "refusals"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """No scores. The reason has the answer's turn, counted from 1, and its first words."""
         for i, said in enumerate(dialogue.turns):
             if said.role == ASSISTANT and not said.media and refuses(said.text):
                 return Verdict(reason=f"Turn {i + 1} only refuses: {_shortened(said.text)}")
@@ -221,6 +226,7 @@ class Leftovers:
     name: str = "leftovers"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """No scores. The reason has the first one found, and where."""
         for text in texts_of(dialogue):
             for what, pattern in _LEFTOVERS:
                 if found := pattern.search(text):
@@ -241,6 +247,7 @@ class Language:
     name: str = "language"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """Score: the share of the language, 0 to 1, as `language_en` for English."""
         shares: dict[str, float] = dict(_classifier().rank("\n".join(texts_of(dialogue))))
         share, likeliest = shares[self.language], max(shares, key=lambda language: shares[language])
         reason = None

@@ -81,7 +81,7 @@ def select(dialogues: Iterable[Dialogue], settings: SelectionSettings) -> dict[s
         if first[digest] != i:
             chosen[i] = Choice(EXACT, f"It has the same words as {first[digest]}.")
     alike = {i: shingles[digest] for digest, i in sorted(first.items(), key=lambda item: item[1])}
-    for i, stays in near_duplicates(alike, settings).items():
+    for i, stays in _near_duplicates(alike, settings).items():
         likeness = jaccard(alike[i], alike[stays])
         chosen[i] = Choice(NEAR, f"It has nearly the words of {stays}: they share {likeness:.0%} of their shingles.")
     left = {i: requirement for i, requirement in requirements.items() if not chosen[i].removed_by}
@@ -105,7 +105,7 @@ def jaccard(a: UInt32[np.ndarray, " K"], b: UInt32[np.ndarray, " L"]) -> float:
     return both / max(len(a) + len(b) - both, 1)
 
 
-def near_duplicates(shingles: Mapping[str, UInt32[np.ndarray, " K"]], settings: SelectionSettings) -> dict[str, str]:
+def _near_duplicates(shingles: Mapping[str, UInt32[np.ndarray, " K"]], settings: SelectionSettings) -> dict[str, str]:
     """id → the smallest id of its group, of all others in groups. Pairs are found by MinHash and measured exactly."""
     if settings.likeness == 1:
         return {}

@@ -37,6 +37,7 @@ class Speakable:
     name: str = "speakable"
 
     def check(self, dialogue: Dialogue, read: Read) -> Verdict:
+        """No scores. The reason has the first such turn, counted from 1, and what cannot be said in it."""
         for i, said in enumerate(dialogue.turns if dialogue.requirement == REQUIREMENT else ()):
             if reason := unspeakable(said.text):
                 return Verdict(reason=f"Turn {i + 1} cannot be spoken: there is {reason}.")

@@ -60,7 +60,7 @@ def _world_words() -> frozenset[str]:
     return frozenset(word for entry in (*sentences.written_words(), *sentences.spoken_words()) for word in words(entry))
 
 
-def world_attributes(text: str, names: Sequence[str], needed: str) -> Mapping[str, str]:
+def _world_attributes(text: str, names: Sequence[str], needed: str) -> Mapping[str, str]:
     """The attributes that a text of the embedded world states; none of a text with any other word, or without `needed`."""
     if not _world_words().issuperset(words(text)):
         return {}
@@ -78,7 +78,7 @@ def world_pictures(least: float) -> Judge:
             fit = [picture if picture.shape == (SIDE, SIDE, 3) else None for picture in pictures]
             return [None if p is None else seen for p, seen in zip(fit, scene_reader().read(fit), strict=True)]
 
-        stated = [world_attributes(text, IMAGE_ATTRIBUTES, "object") for text in texts]
+        stated = [_world_attributes(text, IMAGE_ATTRIBUTES, "object") for text in texts]
         return _compared(stated, IMAGE_ATTRIBUTES, load, see, least, "shows")
 
     return judge
@@ -88,7 +88,7 @@ def world_music(least: float, listener: Callable[[], MusicJudge] | None = None) 
     """Share of the stated instrument and tempo that the judge of music hears."""
 
     def judge(texts: Sequence[str], load: Callable[[int], Any]) -> list[Found]:
-        stated = [world_attributes(text, HEARD, "instrument") for text in texts]
+        stated = [_world_attributes(text, HEARD, "instrument") for text in texts]
 
         def hear(sounds: list[Any]) -> list[Mapping[str, str] | None]:
             return list((listener or music_judge)().read(sounds))

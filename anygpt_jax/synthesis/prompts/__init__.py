@@ -73,7 +73,8 @@ def required(requirement: str) -> tuple[str, ...]:
     return names
 
 
-def in_words(requirement: str) -> str:
+def _in_words(requirement: str) -> str:
+    """What a scenario must have, as prompts say it. UserError for a requirement that is not known."""
     return " and ".join(REQUIREMENTS[name] for name in required(requirement))
 
 
@@ -91,14 +92,15 @@ def scenarios_messages(topics: Sequence[str], requirement: str, seed: int) -> li
     chosen = _sample("scenarios", SCENARIO_DEMONSTRATIONS, seed)
     shown = "\n".join(f"- {one['topic']}: {one['scenario']}" for one in chosen)
     listed = "\n".join(f"{i}. {topic}" for i, topic in enumerate(topics, 1))
-    asked = _fill("scenarios.txt", requirement=in_words(requirement), demonstrations=shown, topics=listed)
+    asked = _fill("scenarios.txt", requirement=_in_words(requirement), demonstrations=shown, topics=listed)
     return [("user", asked)]
 
 
 def dialogues_messages(scenario: str, requirement: str, rounds: int, seed: int) -> list[Message]:
+    """A script of one scenario; `seed` draws the demonstrations. UserError as of `required`."""
     chosen = _sample("dialogues", DIALOGUE_DEMONSTRATIONS, seed)
     shown = "\n\n".join(f"Situation: {d['scenario']}\n{d['script']}" for d in chosen)
-    slots = {"scenario": scenario, "rounds": str(rounds), "requirement": in_words(requirement)}
+    slots = {"scenario": scenario, "rounds": str(rounds), "requirement": _in_words(requirement)}
     return [("user", _fill("dialogues.txt", demonstrations=shown, **slots))]
 
 

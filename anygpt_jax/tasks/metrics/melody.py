@@ -38,7 +38,7 @@ class Melody:
     classes: np.ndarray
 
 
-def onset_strength(samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " hops"]:
+def _onset_strength(samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " hops"]:
     """How much louder the spectrum gets in 20 ms, every 5 ms: mean rise of the log magnitudes."""
     padded = np.pad(samples, ONSET_WINDOW // 2)
     hz = np.fft.rfftfreq(ONSET_WINDOW, 1 / SAMPLE_RATE)
@@ -72,7 +72,7 @@ def note_rate(samples: Float[np.ndarray, " samples"]) -> float:
     """
     if len(samples) < SHORTEST * SAMPLE_RATE:
         return float("nan")
-    strength = onset_strength(samples)
+    strength = _onset_strength(samples)
     strength = strength - strength.mean()
     lags = len(strength) * 5 // 6
     power = float(np.square(strength).sum())

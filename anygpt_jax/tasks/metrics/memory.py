@@ -19,6 +19,7 @@ class Memory(Generic[Reading]):
         self._known: dict[bytes, Reading] = {}
 
     def __call__(self, media: Sequence[Any]) -> list[Reading]:
+        """One reading a medium, in their order. Media are arrays, `Audio` or None."""
         digests = [_digest(medium) for medium in media]
         new = {digest: medium for digest, medium in zip(digests, media, strict=True) if digest not in self._known}
         if new:

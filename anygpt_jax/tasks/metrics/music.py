@@ -95,6 +95,7 @@ class Classifier:
 
     @classmethod
     def fit(cls, features: np.ndarray, labels: Sequence[str], strength: float) -> Classifier:
+        """`features` [clips, features], a label a clip, of two kinds at least; `strength` is inverse regularization."""
         from sklearn.linear_model import LogisticRegression
 
         mean, scale = features.mean(0), features.std(0) + 1e-6
@@ -105,6 +106,7 @@ class Classifier:
         return cls(tuple(map(str, model.classes_)), mean, scale, weights, bias)
 
     def predict(self, features: np.ndarray) -> list[str]:
+        """The likeliest class of each clip; `features` are [clips, features]."""
         scores = (features - self.mean) / self.scale @ self.weights.T + self.bias
         return [self.classes[i] for i in scores.argmax(1)]
 
@@ -144,6 +146,7 @@ class MusicJudge:
         return readings
 
     def save(self, path: pathlib.Path) -> None:
+        """JSON, written whole or not at all."""
         as_lists = {
             name: {field.name: np.asarray(getattr(c, field.name)).tolist() for field in dataclasses.fields(Classifier)}
             for name, c in self.classifiers.items()
@@ -152,6 +155,7 @@ class MusicJudge:
 
     @classmethod
     def load(cls, path: pathlib.Path) -> MusicJudge:
+        """One that was saved; FileNotFoundError if it was not."""
         as_lists = json.loads(path.read_text())
         return cls(
             {

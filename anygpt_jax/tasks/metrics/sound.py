@@ -21,7 +21,8 @@ def normalized(clip: Audio) -> Float[np.ndarray, " samples"]:
 
 
 def is_audible(clip: Audio) -> bool:
-    return float(np.sqrt(np.mean(np.square(clip.samples)))) > 1e-3
+    """Whether the root mean square is above -60 dB of full scale; an empty clip's is not."""
+    return len(clip.samples) > 0 and float(np.sqrt(np.mean(np.square(clip.samples)))) > 1e-3
 
 
 def spectrogram(samples: Float[np.ndarray, " samples"], window: int, hop: int) -> Float[np.ndarray, "frames bins"]:

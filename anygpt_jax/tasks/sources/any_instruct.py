@@ -64,6 +64,7 @@ def index(tar: pathlib.Path) -> dict[str, Member]:
 def read(
     file: File, tars: Mapping[str, Sequence[pathlib.Path]], names: tuple[Any, ...], spoken: bool, heard: str = ""
 ) -> Iterator[Unit]:
+    """A unit is one dialogue. `names` has the values of `Names` in its fields' order."""
     items = rows(file.path) if file.path.suffix == ".jsonl" else json_items(file.path)
     for n, row in enumerate(items):
         yield functools.partial(dialogue, n, row, tars, Names(*names), spoken, heard)
@@ -72,6 +73,7 @@ def read(
 def dialogue(
     n: int, row: Any, tars: Mapping[str, Sequence[pathlib.Path]], names: Names, spoken: bool, heard: str = ""
 ) -> Iterator[Example]:
+    """One example, whose media are read from the tars; its key is the record's own, or else its place `n`."""
     if isinstance(row, Unreadable) or not isinstance(row, dict) or not isinstance(row.get(names.turns), list):
         reason = row.reason if isinstance(row, Unreadable) else f"the record has no list '{names.turns}'"
         yield {"key": f"{n:08d}", "unreadable": reason}
@@ -93,7 +95,7 @@ def dialogue(
 
 def _with_transcripts(turns: Sequence[Mapping[str, Any]], names: Names, heard: str) -> Iterator[Mapping[str, Any]]:
     """Answers to speech begin with its words."""
-    voice, said = dict(names.media)["speech"], []
+    voice, said = dict(names.media).get("speech", ""), []
     for turn in turns:
         if str(turn.get(names.role, "")).strip().lower() in HUMAN:
             said += [str(turn[names.text])] if turn.get(voice) and turn.get(names.text) else []

@@ -20,10 +20,12 @@ def folder(splits: Mapping[str, str], fields: grouped.Fields, attributes: str | 
 
 
 def count(file: File) -> int:
+    """Examples of a folder; no file is opened."""
     return sum(1 for _ in grouped.consecutive(_named(file.path), grouped.at_last_dot))
 
 
 def read(file: File, fields: grouped.Fields, attributes: str | None) -> Iterator[Unit]:
+    """A unit is what has one name up to its last dot, in the order of these names."""
     for key, group in grouped.consecutive(_named(file.path), grouped.at_last_dot):
         yield functools.partial(_one, key, group, fields, attributes)
 

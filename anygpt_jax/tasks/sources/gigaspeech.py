@@ -10,6 +10,7 @@ from typing import Any
 from anygpt_jax.errors import UserError
 from anygpt_jax.modalities.audio import SAMPLE_RATE, load_audio, save_wav
 from anygpt_jax.modalities.base import Audio
+from anygpt_jax.tasks.paths import OUTSIDE, below
 from anygpt_jax.tasks.sources.metadata import json_items
 from anygpt_jax.tasks.sources.source import Example, File, MediaSource, Unit, Unreadable, cause, read_medium
 
@@ -40,7 +41,7 @@ def utterances(recording: Mapping[str, Any], subset: str, root: pathlib.Path) ->
     if not wanted:
         return
     said = {k: v for k, v in recording.items() if isinstance(v, str | int | float) and k not in ("path", "md5")}
-    sound = _decoded(root / str(recording.get("path")))
+    sound = _decoded(below(root, str(recording.get("path"))))
     for i, segment in enumerate(wanted):
         yield {
             "key": str(segment.get("sid") or f"{recording.get('aid')}#{i}"),
@@ -54,7 +55,9 @@ def _within(subsets: Sequence[str], subset: str) -> bool:
     return subset in {name.strip("{}") for name in subsets}
 
 
-def _decoded(path: pathlib.Path) -> Audio | Unreadable:
+def _decoded(path: pathlib.Path | None) -> Audio | Unreadable:
+    if path is None:
+        return Unreadable(OUTSIDE)
     data = read_medium(path)
     if isinstance(data, Unreadable):
         return data

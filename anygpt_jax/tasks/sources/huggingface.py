@@ -30,14 +30,15 @@ def huggingface(splits: Mapping[str, str | Sequence[str]], columns: Mapping[str,
 def _files(paths: str | Sequence[str]) -> Sequence[str]:
     if not isinstance(paths, str):
         return paths
-    if paths.endswith((".arrow", ".parquet")):
+    if paths.lower().endswith((".arrow", ".parquet")):
         return [paths]
     # Not every *.arrow: `datasets` leaves results of its own, cache-*.arrow, in the same folder.
     return [f"{glob.escape(paths)}/{name}" for name in ("data-*.arrow", "dataset.arrow", "*.parquet")]
 
 
 def count(file: File) -> int:
-    if file.path.suffix == ".parquet":
+    """Rows: of Parquet by its footer, of Arrow by walking through its record batches."""
+    if file.path.suffix.lower() == ".parquet":
         return pyarrow.parquet.read_metadata(file.path).num_rows
     with pyarrow.memory_map(str(file.path)) as memory, pyarrow.ipc.open_stream(memory) as stream:
         return sum(batch.num_rows for batch in stream)
@@ -48,7 +49,7 @@ def read(file: File, columns: Mapping[str, str]) -> Iterator[Unit]:
     state = file.path.parent / "state.json"
     if state.is_file() and json.loads(state.read_text()).get("_indices_data_files"):
         raise UserError("its rows are chosen by an index; call flatten_indices() before save_to_disk()")
-    if file.path.suffix == ".parquet":
+    if file.path.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(file.path) as table:
             names, start = _columns(table.schema_arrow, columns), 0
             for group in range(table.num_row_groups):

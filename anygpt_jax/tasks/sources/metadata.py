@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet
 
+from anygpt_jax.tasks.paths import OUTSIDE, below
 from anygpt_jax.tasks.sources.source import LARGEST, Example, File, MediaSource, Unit, Unreadable, cause, read_medium
 
 READ = 1 << 20  # bytes of a JSON file that are parsed together
@@ -28,7 +29,8 @@ def metadata(
     """`media` and `texts` give the column of every field; a medium's column has its path below `root`.
 
     By default `root` is the folder of the metadata file and an example is named by its row; `key` is a column of
-    unique names instead. All other columns become attributes. The shards of the cache are held against the metadata
+    unique names instead. All other columns become attributes. An example whose path leads out of `root`, by ".." or as
+    an absolute one, is rejected: metadata often come from elsewhere. root="/" takes any path. The shards of the cache are held against the metadata
     file, not against every file it names: write it anew when media change.
     """
     reader = functools.partial(
@@ -38,6 +40,7 @@ def metadata(
 
 
 def count(file: File) -> int:
+    """Rows: of Parquet by its footer, of the other forms by reading the file."""
     if file.path.suffix.lower() == ".parquet":
         return pyarrow.parquet.read_metadata(file.path).num_rows
     return sum(1 for _ in rows(file.path))
@@ -46,6 +49,7 @@ def count(file: File) -> int:
 def read(
     file: File, media: Mapping[str, str], texts: Mapping[str, str], root: pathlib.Path | None, key: str | None
 ) -> Iterator[Unit]:
+    """A unit is one row, which reads its own media; `root` None is the file's folder."""
     for n, row in enumerate(rows(file.path)):
         yield functools.partial(_one, n, row, media, texts, root or file.path.parent, key)
 
@@ -69,7 +73,11 @@ def _one(
 
 
 def medium(root: pathlib.Path, path: object) -> bytes | Unreadable:
-    return read_medium(root / path) if isinstance(path, str) and path else Unreadable("its row names no file")
+    """The file at this path, which must be below `root` (`paths.below`); `path` is whatever the row has for it."""
+    if not isinstance(path, str) or not path:
+        return Unreadable("its row names no file")
+    inside = below(root, path)
+    return Unreadable(OUTSIDE) if inside is None else read_medium(inside)
 
 
 def rows(path: pathlib.Path) -> Iterator[Row | Unreadable]:
@@ -88,6 +96,9 @@ def rows(path: pathlib.Path) -> Iterator[Row | Unreadable]:
 
 
 def table_rows(path: pathlib.Path, separator: str, *, quoted: bool) -> Iterator[Row]:
+    """Rows by the names of the first line: text, or None where a line is short; what a line has beyond is left out.
+    `quoted` says whether quotation marks hold a value together. What is not UTF-8 is kept as lone surrogates.
+    """
     csv.field_size_limit(LARGEST)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         for row in csv.DictReader(f, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE):

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from anygpt_jax.tasks.paths import OUTSIDE, below
 from anygpt_jax.tasks.sources.metadata import rows
 from anygpt_jax.tasks.sources.source import Example, File, MediaSource, Unit, Unreadable, read_medium
 
@@ -19,6 +20,7 @@ def mmc4(splits: Mapping[str, str | Sequence[str]], images: str, least_similarit
 
     An image stands before the sentence it is matched to. Left out, and counted in the attributes, are images below
     `least_similarity` (`matched_sim`, the cosine of CLIP ViT-L/14) and images that are not in the folder: links die.
+    A document with an image whose name leads out of the folder is rejected.
     Examples are for `preprocessors.interleaved` with kind "document".
     """
     reader = functools.partial(read, images=pathlib.Path(images), least_similarity=least_similarity)
@@ -26,6 +28,7 @@ def mmc4(splits: Mapping[str, str | Sequence[str]], images: str, least_similarit
 
 
 def read(file: File, images: pathlib.Path, least_similarity: float) -> Iterator[Unit]:
+    """A unit is one document."""
     for n, row in enumerate(rows(file.path)):
         yield functools.partial(document, n, row, images, least_similarity)
 
@@ -33,6 +36,7 @@ def read(file: File, images: pathlib.Path, least_similarity: float) -> Iterator[
 def document(
     n: int, row: Mapping[str, Any] | Unreadable, images: pathlib.Path, least_similarity: float
 ) -> Iterator[Example]:
+    """One example, named by its row `n`. Sentences of white space alone are left out."""
     key = f"{n:08d}"
     if isinstance(row, Unreadable):
         yield {"key": key, "unreadable": row.reason}
@@ -43,7 +47,9 @@ def document(
     for image in row.get("image_info") or ():
         if float(image.get("matched_sim", 1.0)) < least_similarity:
             dissimilar += 1
-        elif not (path := images / image["image_name"]).is_file():
+        elif (path := below(images, image["image_name"])) is None:
+            before[image["matched_text_index"]].append(Unreadable(OUTSIDE))
+        elif not path.is_file():
             missing += 1
         else:
             before[image["matched_text_index"]].append(read_medium(path))

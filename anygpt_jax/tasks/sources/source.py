@@ -84,6 +84,7 @@ class MediaSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """Where there are more shards than files, several share a file's units."""
         return True
 
     def files(self, split: str) -> list[File]:
@@ -115,6 +116,7 @@ class MediaSource(seqio.DataSource):
         return _digest(split, recipe.value_digest(self._reader), code, self._fields, sorted(self._lists))
 
     def num_input_examples(self, split: str) -> int | None:
+        """None without `count`, or if a file cannot be counted."""
         if self._count is None:
             return None
         try:
@@ -203,6 +205,7 @@ def damaged(key: str, reason: str) -> Example:
 
 
 def cause(error: Exception) -> str:
+    """For the reason of a reject: one line, with the error's class unless it is a UserError."""
     said = " ".join(str(error).split())[:200]
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
@@ -217,6 +220,7 @@ def read_medium(path: pathlib.Path) -> bytes | Unreadable:
 
 
 def too_large(size: int) -> Unreadable | None:
+    """Stands for a medium of more than LARGEST bytes; None for one that may be read."""
     return Unreadable(f"it has {size:,} bytes and at most {LARGEST:,} are read") if size > LARGEST else None
 
 

@@ -15,6 +15,8 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
+    """A regular file; `name` is without a leading "./", as some tars have it."""
+
     name: str
     offset: int  # of its bytes in the tar
     size: int
@@ -61,6 +63,7 @@ def members(path: pathlib.Path) -> Iterator[Member | Damage]:
 
 
 def read_member(f: BinaryIO, member: Member) -> bytes | Unreadable:
+    """Its bytes, or why there are none. `f` is the tar, read from where the member is."""
     if refused := too_large(member.size):
         return refused
     f.seek(member.offset)

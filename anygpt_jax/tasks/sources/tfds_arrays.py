@@ -27,6 +27,7 @@ def tfds_arrays(build: str, splits: Sequence[str], fields: Mapping[str, str]) ->
 
 
 def count(file: File) -> int:
+    """Records, by the file's own index."""
     return len(ArrayRecordDataSource([str(file.path)]))
 
 
@@ -38,6 +39,7 @@ def _features(folder: str) -> tuple[tfds.features.FeaturesDict, dict[str, Any]]:
 
 
 def read(file: File, fields: Mapping[str, str]) -> Iterator[Unit]:
+    """A unit is one record. UserError for a feature that the build does not have."""
     features, _ = _features(str(file.path.parent))
     if missing := set(fields.values()) - set(features):
         raise UserError(f"it has no feature {', '.join(sorted(missing))}; its features are {', '.join(features)}")

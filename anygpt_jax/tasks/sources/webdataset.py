@@ -22,6 +22,9 @@ def webdataset(
 
 
 def read(file: File, fields: grouped.Fields, attributes: str | None) -> Iterator[Unit]:
+    """A unit is one example, or a damage of the tar, told after the example it was met in.
+    Units read from the tar, which is open until the last of them has been given.
+    """
     damages: list[Damage] = []
 
     def good() -> Iterator[tuple[str, Member]]:
