@@ -66,7 +66,6 @@ class Command:
     """One command as bash takes it, on one line; what the page's variables stand for is filled in."""
 
     text: str
-    in_background: bool = False
 
     @property
     def name(self) -> str:
@@ -89,11 +88,11 @@ def single_commands(block):
     for line in re.sub(r"(?<!\S)#.*", "", block.text.replace("\\\n", " ")).splitlines():
         for name, value in known.items():
             line = line.replace(f"${name}", value)
-        parts = re.split(r"(&&|;|&)", _QUOTED.sub(lambda m: m[0].replace("&", "\0").replace(";", "\1"), line))
-        for text, end in zip(parts[::2], [*parts[1::2], ""], strict=True):
-            text = text.replace("\0", "&").replace("\1", ";").strip()
+        parts = re.split(r"&&|;|&", _QUOTED.sub(lambda m: m[0].replace("&", "\0").replace(";", "\1"), line))
+        for part in parts:
+            text = part.replace("\0", "&").replace("\1", ";").strip()
             if text and not re.fullmatch(r'\w+="[^"]*"', text):
-                yield Command(text, in_background=end == "&")
+                yield Command(text)
 
 
 def commands(block):

