@@ -152,14 +152,14 @@ def test_the_compiler_knows_every_chip(name):
 
 
 def test_a_run_is_compiled_with_the_options_of_its_plan():
-    """Matrices that are cut over tensor are gathered whole."""
+    """Matrices that are cut over tensor, or over all devices, are gathered whole."""
     train = settings().train
     model = ModelConfig.from_config(settings().model, VOCABULARY)
     made = [
         step.build(model, train, make_mesh(axes, topology_devices(Topology.parse("v5e:2x2"))), 4).compiler_options
-        for axes in ({"fsdp": 4}, {"fsdp": 2, "tensor": 2})
+        for axes in ({"data": 2, "fsdp": 2}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2})
     ]
-    assert made == [OVERLAP, OVERLAP | WHOLE_PRODUCTS]
+    assert made == [OVERLAP, OVERLAP | WHOLE_PRODUCTS, OVERLAP | WHOLE_PRODUCTS]
     assert step.build(model, train, make_mesh({}), 4).compiler_options == CPU
 
 
