@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
+from compiling import AS_RUNS
 from flax import nnx
 from test_configs_models import CONFIGS
 from test_model_decoder import numpy_llama
@@ -204,7 +205,7 @@ def forward(config, params, tokens):
     n = tokens.shape[1]
     positions = np.broadcast_to(np.arange(n), tokens.shape)
     with jax.default_matmul_precision("highest"):
-        run = jax.jit(lambda p: nnx.merge(graph, p)(tokens, positions, np.ones_like(tokens)))
+        run = jax.jit(lambda p: nnx.merge(graph, p)(tokens, positions, np.ones_like(tokens)), compiler_options=AS_RUNS)
         return np.asarray(run(params))
 
 

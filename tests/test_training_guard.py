@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import AS_RUNS
 from flax import nnx
 from test_training_step import MODALITIES, VOCABULARY, batch_of, model_of, plain_loss, records, settings
 
@@ -125,7 +126,7 @@ def test_good_steps_are_those_of_optax_without_a_guard(optimizer, monkeypatch):
 
     Compiled as runs are, and not as other tests (`compiling.QUICK`), where Adam's last bit may be another, too.
     """
-    for option, value in {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}.items():
+    for option, value in AS_RUNS.items():
         monkeypatch.setitem(compiler.CPU, option, value)
     program, train = program_of.__wrapped__(optimizer)
     last_bits = {"adamw": 0, "muon": 1e-6}[optimizer]
